@@ -1,0 +1,496 @@
+//! What happens to the scheduler, and what it wants done.
+
+use std::fmt;
+use std::time::Duration;
+
+use bytes::Bytes;
+use protocol::{AssignmentId, BlobRef, Frame, SessionId, ToWorker, WorkerId, WorkerKind};
+
+/// A point in time, µs since an origin of the shell's choosing.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
+pub struct Time(pub u64);
+
+impl Time {
+    /// This time and `d` more.
+    pub fn plus(self, d: Duration) -> Time {
+        Time(self.0.saturating_add(u64::try_from(d.as_micros()).unwrap_or(u64::MAX)))
+    }
+
+    /// From `earlier` to this; zero if it is not earlier.
+    pub fn since(self, earlier: Time) -> Duration {
+        Duration::from_micros(self.0.saturating_sub(earlier.0))
+    }
+}
+
+/// One HTTP request for one or more choices.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Hash, PartialOrd, Ord)]
+pub struct RequestId(pub u64);
+
+/// What happened. The shell has checked signatures and framing; everything else about a
+/// worker's answers is checked here.
+#[derive(Clone, Debug)]
+pub enum Event {
+    /// The operator serves this model from now on.
+    AddModel(ModelSpec),
+    /// A worker was welcomed.
+    Join(WorkerSpec),
+    /// A worker's socket is gone.
+    Leave {
+        /// Who.
+        worker: WorkerId,
+        /// Why, in words, for the event log.
+        reason: String,
+    },
+    /// A worker leaves once its steps at hand are answered.
+    Drain {
+        /// Who.
+        worker: WorkerId,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A worker holds a shard and takes steps.
+    Ready {
+        /// Who.
+        worker: WorkerId,
+        /// What.
+        assignment: AssignmentId,
+    },
+    /// A worker can't hold a shard.
+    Failed {
+        /// Who.
+        worker: WorkerId,
+        /// What.
+        assignment: AssignmentId,
+        /// Why, in words.
+        reason: String,
+    },
+    /// A worker answered a step.
+    Result {
+        /// Who.
+        worker: WorkerId,
+        /// The answer.
+        frame: Frame,
+    },
+    /// A round trip to a worker was measured.
+    RoundTrip {
+        /// Who.
+        worker: WorkerId,
+        /// From ping to pong.
+        rtt: Duration,
+    },
+    /// A client wants a generation.
+    Submit(Request),
+    /// The shell chose a token from [`Action::Sample`]'s logits and wants the next.
+    Sampled {
+        /// Whose.
+        session: SessionId,
+        /// Which.
+        token: u32,
+    },
+    /// The shell has all it wants of a session (end of text, stop string, enough tokens).
+    Finish {
+        /// Whose.
+        session: SessionId,
+    },
+    /// The client is gone, or has all it wants: every session of the request ends.
+    Cancel {
+        /// Whose.
+        request: RequestId,
+    },
+    /// A deadline came.
+    Tick,
+}
+
+/// A model, as far as placing and routing it goes.
+#[derive(Clone, Debug)]
+pub struct ModelSpec {
+    /// Its name in requests.
+    pub name: String,
+    /// The manifest blob.
+    pub manifest: BlobRef,
+    /// The class that all workers of this model compute in.
+    pub class: String,
+    /// Embedding, layers, head: L + 2 of them.
+    pub parts: Vec<PartSpec>,
+    /// Model width D.
+    pub d_model: u32,
+    /// Vocabulary V.
+    pub vocab: u32,
+    /// Longest session, positions.
+    pub context: u32,
+    /// KV bytes of one position in one layer.
+    pub kv_bytes_per_position: u64,
+}
+
+/// One part's weights.
+#[derive(Clone, Debug)]
+pub struct PartSpec {
+    /// Its blobs; parts may share one (a tied head).
+    pub blobs: Vec<BlobRef>,
+    /// Weight bytes that one row works through (0 for the embedding: it is a lookup).
+    pub work_bytes: u64,
+}
+
+/// A worker that joined.
+#[derive(Clone, Debug)]
+pub struct WorkerSpec {
+    /// This connection.
+    pub id: WorkerId,
+    /// Its key, hex: a reconnect under the same key replaces the older connection.
+    pub key: String,
+    /// For people.
+    pub name: String,
+    /// What sort.
+    pub kind: WorkerKind,
+    /// What computes.
+    pub backend: String,
+    /// May hold the embedding and the head.
+    pub trusted: bool,
+    /// What it may be given to hold.
+    pub holds: Holds,
+    /// Memory for weights, KV and scratch, bytes.
+    pub memory_bytes: u64,
+    /// Weight bytes worked through per second at 1 and at 8 rows a step.
+    pub bytes_per_s: [f64; 2],
+    /// Steps outstanding.
+    pub step_credits: u32,
+    /// Classes it computes in.
+    pub classes: Vec<String>,
+    /// Hashes of blobs that it has already.
+    pub cached: Vec<String>,
+}
+
+/// What a worker may be given to hold.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Holds {
+    /// Layers, and the ends too if it is trusted.
+    Anything,
+    /// Embedding and head only (`--embedded ends`).
+    Ends,
+}
+
+/// A generation to run.
+#[derive(Clone, Debug)]
+pub struct Request {
+    /// The shell's name for it.
+    pub id: RequestId,
+    /// Which model, by name.
+    pub model: String,
+    /// Prompt token ids, at least one.
+    pub prompt: Vec<u32>,
+    /// How many continuations (`n`), at least one; they share the prompt's KV.
+    pub choices: u32,
+    /// Tokens wanted per choice at most; the shell ends a session with [`Event::Finish`].
+    pub max_new_tokens: u32,
+    /// When it fails if it has not finished.
+    pub deadline: Time,
+}
+
+/// What is to be done, in this order.
+#[derive(Clone, Debug)]
+pub enum Action {
+    /// Send a control message.
+    Control {
+        /// To whom.
+        worker: WorkerId,
+        /// What.
+        message: ToWorker,
+    },
+    /// Send a step.
+    Step {
+        /// To whom.
+        worker: WorkerId,
+        /// What.
+        frame: Frame,
+    },
+    /// Close a worker's socket after a [`ToWorker::Dismiss`].
+    Dismiss {
+        /// Whom.
+        worker: WorkerId,
+        /// What was wrong.
+        reason: String,
+        /// Whether it may come back.
+        retry: bool,
+    },
+    /// A request was admitted: its sessions, one per choice, in order.
+    Started {
+        /// Which.
+        request: RequestId,
+        /// One per choice.
+        sessions: Vec<SessionId>,
+        /// Prompt tokens whose KV was there already.
+        cached_tokens: u32,
+    },
+    /// Choose a token from these logits `[V]` f32 LE, then send [`Event::Sampled`] or
+    /// [`Event::Finish`].
+    Sample {
+        /// Whose.
+        session: SessionId,
+        /// Position of the row that the logits came from; the token chosen gets the next.
+        position: u32,
+        /// V × 4 bytes.
+        logits: Bytes,
+    },
+    /// A request ended without finishing; nothing more comes for it.
+    Refused {
+        /// Which.
+        request: RequestId,
+        /// Why.
+        error: RequestError,
+    },
+    /// Something that people may want to read.
+    Note(Note),
+}
+
+/// Why a request ended without finishing.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum RequestError {
+    /// No such model is served.
+    #[error("the model `{model}` is not served here")]
+    NoModel {
+        /// The name asked for.
+        model: String,
+    },
+    /// Too many requests wait already.
+    #[error("{waiting} requests are waiting already; try again in {retry_after_s} s")]
+    Busy {
+        /// How many wait.
+        waiting: usize,
+        /// When to come back, seconds.
+        retry_after_s: u32,
+    },
+    /// The prompt does not fit the model's context, or no route's KV cache could ever hold it.
+    #[error("the request needs {positions} positions and at most {limit} are possible: {why}")]
+    TooLong {
+        /// Positions needed.
+        positions: u32,
+        /// Positions possible.
+        limit: u32,
+        /// What sets the limit.
+        why: String,
+    },
+    /// The deadline passed.
+    #[error("the deadline passed after {waited_s} s {doing}")]
+    Deadline {
+        /// Seconds since it was submitted.
+        waited_s: u64,
+        /// `generating`, `waiting for a place`, or `waiting for layers 3..=7 of m, ...`.
+        doing: String,
+    },
+    /// Its numbers overflowed.
+    #[error("a value overflowed at position {position}: the model cannot continue this text")]
+    Numeric {
+        /// Where.
+        position: u32,
+    },
+    /// Workers kept failing on it.
+    #[error("gave up after {attempts} attempts: {why}")]
+    Attempts {
+        /// How many.
+        attempts: u32,
+        /// The last failure.
+        why: String,
+    },
+}
+
+/// An entry of the readable event log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Note {
+    /// A worker joined.
+    Joined {
+        /// Who.
+        worker: WorkerId,
+    },
+    /// A worker was given a shard.
+    Assigned {
+        /// Who.
+        worker: WorkerId,
+        /// What, for people.
+        what: String,
+    },
+    /// A shard is ready.
+    Ready {
+        /// Who.
+        worker: WorkerId,
+        /// What, for people.
+        what: String,
+    },
+    /// A worker is leaving in good order.
+    Draining {
+        /// Who.
+        worker: WorkerId,
+        /// Why.
+        reason: String,
+    },
+    /// A worker is gone.
+    Lost {
+        /// Who.
+        worker: WorkerId,
+        /// Why.
+        reason: String,
+        /// Sessions that had a stage there.
+        sessions: usize,
+    },
+    /// A session's lost stage was replaced and is being replayed.
+    Recovered {
+        /// Whose.
+        session: SessionId,
+        /// Rows to replay.
+        rows: u32,
+    },
+    /// A session waits for layers that nobody holds.
+    Waiting {
+        /// Whose.
+        session: SessionId,
+        /// What is missing, for people.
+        missing: String,
+    },
+    /// A session's KV was given up for an older one's; it resumes from its log.
+    Preempted {
+        /// Whose.
+        session: SessionId,
+    },
+    /// An answer that changed nothing, and why.
+    Ignored {
+        /// From whom.
+        worker: WorkerId,
+        /// Why.
+        reason: String,
+    },
+}
+
+impl fmt::Display for Note {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Note::Joined { worker } => write!(f, "worker {worker} joined"),
+            Note::Assigned { worker, what } => write!(f, "worker {worker} was given {what}"),
+            Note::Ready { worker, what } => write!(f, "worker {worker} is ready with {what}"),
+            Note::Draining { worker, reason } => write!(f, "worker {worker} is leaving: {reason}"),
+            Note::Lost { worker, reason, sessions } => {
+                write!(f, "worker {worker} is gone with {sessions} sessions' stages: {reason}")
+            }
+            Note::Recovered { session, rows } => {
+                write!(f, "session {session} has a new stage and replays {rows} rows")
+            }
+            Note::Waiting { session, missing } => {
+                write!(f, "session {session} waits for {missing}")
+            }
+            Note::Preempted { session } => {
+                write!(f, "session {session} gave its KV cache to an older one")
+            }
+            Note::Ignored { worker, reason } => {
+                write!(f, "an answer of worker {worker} was ignored: {reason}")
+            }
+        }
+    }
+}
+
+/// What the fleet looks like now, for the API; see `Scheduler::view`.
+#[derive(Clone, Debug, Default)]
+pub struct FleetView {
+    /// Served models.
+    pub models: Vec<ModelView>,
+    /// Workers that are here.
+    pub workers: Vec<WorkerView>,
+    /// Sessions in flight (not the cached ones).
+    pub sessions: Vec<SessionView>,
+    /// Requests that wait to be admitted.
+    pub queued: usize,
+    /// Finished sessions whose KV is kept for a next turn.
+    pub cached_sessions: usize,
+    /// Bytes held by activation logs.
+    pub log_bytes: u64,
+}
+
+/// A served model.
+#[derive(Clone, Debug)]
+pub struct ModelView {
+    /// Its name.
+    pub name: String,
+    /// L.
+    pub layers: u32,
+    /// Whether every part is ready somewhere.
+    pub covered: bool,
+    /// What is not, for people: `the embedding, layers 3..=7, the head`.
+    pub missing: Option<String>,
+    /// Replicas per part, embedding first, head last.
+    pub replicas: Vec<u32>,
+}
+
+/// A worker.
+#[derive(Clone, Debug)]
+pub struct WorkerView {
+    /// This connection.
+    pub id: WorkerId,
+    /// Its key.
+    pub key: String,
+    /// For people.
+    pub name: String,
+    /// What sort.
+    pub kind: WorkerKind,
+    /// What computes.
+    pub backend: String,
+    /// May hold the ends.
+    pub trusted: bool,
+    /// `idle`, `loading`, `ready` or `draining`.
+    pub state: &'static str,
+    /// Memory lent, bytes.
+    pub memory_bytes: u64,
+    /// What it holds or loads.
+    pub shards: Vec<ShardView>,
+    /// Decode rate: layers of the first model it holds × tokens per second at one row a
+    /// step; measured once it has run steps, from its benchmark before.
+    pub layer_tokens_per_s: f64,
+    /// Round trip less computing, milliseconds.
+    pub hop_ms: f64,
+    /// Steps sent and not answered.
+    pub steps_in_flight: u32,
+    /// Rows computed since it joined.
+    pub rows: u64,
+    /// Why it holds nothing, if so.
+    pub idle_because: Option<String>,
+}
+
+/// A shard on a worker.
+#[derive(Clone, Debug)]
+pub struct ShardView {
+    /// Its assignment.
+    pub assignment: AssignmentId,
+    /// Of which model.
+    pub model: String,
+    /// First and last layer, 0-based, if it holds any.
+    pub layers: Option<(u32, u32)>,
+    /// Whether it holds the embedding.
+    pub embedding: bool,
+    /// Whether it holds the head.
+    pub head: bool,
+    /// Whether it takes steps.
+    pub ready: bool,
+    /// Weight bytes.
+    pub weight_bytes: u64,
+    /// KV pages of 64 positions in use, and in all.
+    pub kv_pages: (u32, u32),
+}
+
+/// A session in flight.
+#[derive(Clone, Debug)]
+pub struct SessionView {
+    /// Which.
+    pub id: SessionId,
+    /// Its request.
+    pub request: RequestId,
+    /// Of which model.
+    pub model: String,
+    /// Its stages: worker, first part, end part.
+    pub route: Vec<(WorkerId, u32, u32)>,
+    /// Prompt tokens.
+    pub prompt_tokens: u32,
+    /// Tokens chosen.
+    pub tokens: u32,
+    /// `prefill`, `decode`, `replay` or `waiting`.
+    pub state: &'static str,
+    /// What it waits for, if so.
+    pub waiting_for: Option<String>,
+    /// Stages replaced so far.
+    pub recoveries: u32,
+}
