@@ -1,4 +1,8 @@
-//! The engine's interface in data: classes, segments, inputs, outputs, errors.
+//! The engine's interface in data: classes, limits, segments, inputs, outputs, errors.
+
+use std::sync::Arc;
+
+use model::manifest::Role;
 
 /// In which numerics a shard computes; hashes are compared only within one class.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Hash)]
@@ -21,6 +25,28 @@ impl Class {
     /// The class of that name.
     pub fn from_name(name: &str) -> Option<Class> {
         [Class::Canonical1, Class::ExactF32].into_iter().find(|c| c.name() == name)
+    }
+}
+
+/// A blob's bytes as the caller holds them: read, or mapped. Verified by the caller.
+pub type BlobBytes = Arc<dyn AsRef<[u8]> + Send + Sync>;
+
+/// What a shard may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Limits {
+    /// KV pages of [`crate::PAGE_POSITIONS`] positions that may exist at once, over all
+    /// sessions; each is allocated when it is first needed. See [`crate::kv_page_bytes`].
+    pub kv_pages_max: u32,
+    /// Threads that compute, the caller's included; 0 counts as 1.
+    pub threads: u32,
+    /// The instruction set; all give the same bits.
+    pub isa: crate::Isa,
+}
+
+impl Limits {
+    /// That many pages and threads, on the best instruction set this machine has.
+    pub fn new(kv_pages_max: u32, threads: u32) -> Limits {
+        Limits { kv_pages_max, threads, isa: crate::Isa::best() }
     }
 }
 
@@ -58,16 +84,110 @@ pub enum Output {
 
 /// Why a step did not run. The shard is as it was, except that KV past a segment's
 /// `position` may be gone: the step can be sent again.
-#[derive(Clone, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
 pub enum StepError {
     /// The input's length or kind does not fit the segments and the shard.
+    #[error("the step does not fit the shard: {0}")]
     Shape(String),
     /// A segment starts beyond what the session's cache holds.
-    Gap { session: u64, position: u32, held: u32 },
+    #[error(
+        "session {session} starts at position {position}, but only {held} are held here: replay it from {held}"
+    )]
+    Gap {
+        /// The session.
+        session: u64,
+        /// Where the segment, or the fork's prefix, would start.
+        position: u32,
+        /// Positions that the cache holds.
+        held: u32,
+    },
     /// No free KV page is left; nothing was computed.
-    KvFull { session: u64, pages_needed: u32, pages_free: u32 },
+    #[error(
+        "the KV cache is full: session {session} needs {pages_needed} more pages, {pages_free} are free: release a session first"
+    )]
+    KvFull {
+        /// The first session that did not fit.
+        session: u64,
+        /// Pages that it needs on top of what it has.
+        pages_needed: u32,
+        /// Pages left for it.
+        pages_free: u32,
+    },
     /// A value reached infinity or NaN: the session is over.
-    NumericFault { session: u64, position: u32 },
+    #[error(
+        "session {session} overflowed at position {position}: its numbers left the range of f32 or f16"
+    )]
+    NumericFault {
+        /// The session.
+        session: u64,
+        /// Position of the row.
+        position: u32,
+    },
     /// A token id at or above V.
-    Token { session: u64, token: u32, vocab: u32 },
+    #[error("session {session} has token {token}, but the vocabulary ends at {vocab}")]
+    Token {
+        /// The session.
+        session: u64,
+        /// The token id.
+        token: u32,
+        /// V.
+        vocab: u32,
+    },
+}
+
+/// Why a shard cannot be loaded.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum LoadError {
+    /// The span is empty or reaches past the model's parts.
+    #[error("parts {start}..{end} are no span of a model of {parts} parts")]
+    Span {
+        /// First part asked for.
+        start: u32,
+        /// One past the last.
+        end: u32,
+        /// Parts of the model: layers + 2.
+        parts: u32,
+    },
+    /// The manifest contradicts itself or is of another version.
+    #[error("the manifest cannot be run: {0}")]
+    Manifest(String),
+    /// A part lacks a tensor.
+    #[error("part {part} has no tensor {role:?}")]
+    TensorMissing {
+        /// The part.
+        part: u32,
+        /// What is missing.
+        role: Role,
+    },
+    /// A tensor's shape, layout or place is impossible.
+    #[error("tensor {role:?} of part {part}: {reason}")]
+    Tensor {
+        /// The part.
+        part: u32,
+        /// Which tensor.
+        role: Role,
+        /// What is wrong with it.
+        reason: String,
+    },
+    /// The caller has no bytes for a blob.
+    #[error("blob {hash} is not here: fetch it first")]
+    BlobMissing {
+        /// Its hash.
+        hash: String,
+    },
+    /// A blob's length differs from the manifest's.
+    #[error("blob {hash} has {got} bytes, the manifest says {expected}")]
+    BlobLength {
+        /// Its hash.
+        hash: String,
+        /// Bytes according to the manifest.
+        expected: u64,
+        /// Bytes given.
+        got: u64,
+    },
+    /// A compute thread would round otherwise than NUMERICS.md wants.
+    #[error(
+        "this thread's floating-point mode is changed ({0}): canonical results need round-to-nearest with subnormals kept"
+    )]
+    FloatEnvironment(String),
 }
