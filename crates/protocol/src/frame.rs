@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 
-use crate::control::{AssignmentId, SessionId};
+use crate::control::{AssignmentId, SessionId, Span};
 
 /// A step, or the answer to one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -11,6 +11,11 @@ pub struct Frame {
     pub kind: FrameKind,
     /// The shard it is for.
     pub assignment: AssignmentId,
+    /// The parts to run, inside the assignment's span: a route may enter and leave a shard
+    /// anywhere. A session runs the same parts of a shard each time, but for spans without
+    /// layers (embedding or head alone), which keep no KV and may come beside another span.
+    /// The answer repeats it.
+    pub span: Span,
     /// The step's number, of the coordinator's choosing; the answer repeats it.
     pub step: u64,
     /// In an answer, what the shard computed for, microseconds; else 0.
