@@ -1,8 +1,11 @@
 //! Tensor frames: a step's rows to a worker, and its results back.
 
+use std::collections::BTreeSet;
+
 use bytes::Bytes;
 
 use crate::control::{AssignmentId, SessionId, Span};
+use crate::limits::{PARTS_MAX, PAYLOAD_BYTES_MAX, POSITIONS_MAX, ROWS_MAX, SEGMENTS_MAX};
 
 /// A step, or the answer to one.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -84,4 +87,199 @@ pub enum Status {
     NumericFault = 4,
     /// The rows did not fit the shard (wrong width, token id out of range, unknown assignment).
     BadInput = 5,
+}
+
+/// What is wrong with a frame or a chunk of one. The peer that sent it is at fault, and its
+/// connection ends; nothing of the frame was used.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub enum FrameError {
+    /// The bytes end too early, or go on too long.
+    #[error("{what}: {expected} bytes expected, {got} came")]
+    Length {
+        /// Of what.
+        what: &'static str,
+        /// Bytes that the header announces or needs.
+        expected: usize,
+        /// Bytes that are there.
+        got: usize,
+    },
+    /// A number is past its bound.
+    #[error("{what}: {got}, at most {max} are allowed")]
+    TooMany {
+        /// Of what.
+        what: &'static str,
+        /// The bound.
+        max: u64,
+        /// What it is.
+        got: u64,
+    },
+    /// Not one of our frames or chunks.
+    #[error("not a weft {what}: it begins with {got:#010x}")]
+    Magic {
+        /// `frame` or `chunk`.
+        what: &'static str,
+        /// The first four bytes.
+        got: u32,
+    },
+    /// A frame of another protocol version.
+    #[error("frame of protocol version {got}, this side speaks {expected}")]
+    Version {
+        /// Ours.
+        expected: u32,
+        /// Theirs.
+        got: u32,
+    },
+    /// A field holds a value that has no meaning.
+    #[error("{field} of {got} has no meaning")]
+    Value {
+        /// Which field.
+        field: &'static str,
+        /// What it holds.
+        got: u64,
+    },
+    /// A segment contradicts itself.
+    #[error("segment {index}: {field} of {got} does not fit")]
+    Segment {
+        /// Which one, from 0.
+        index: usize,
+        /// Which field.
+        field: &'static str,
+        /// What it holds.
+        got: u64,
+    },
+    /// The checksum does not match: the frame was damaged on its way.
+    #[error("checksum {got:#010x}, the bytes give {expected:#010x}")]
+    Checksum {
+        /// Of the bytes that came.
+        expected: u32,
+        /// In the header.
+        got: u32,
+    },
+    /// A chunk that does not follow the one before it.
+    #[error(
+        "chunk of frame {frame} at {offset}, expected frame {expected_frame} at {expected_offset}"
+    )]
+    Order {
+        /// The frame that was due.
+        expected_frame: u32,
+        /// The offset that was due.
+        expected_offset: u32,
+        /// Its frame.
+        frame: u32,
+        /// Its offset.
+        offset: u32,
+    },
+}
+
+impl Frame {
+    /// Rows of all segments, ΣT.
+    pub fn rows(&self) -> u32 {
+        self.segments.iter().map(|s| s.rows).fold(0, u32::saturating_add)
+    }
+
+    /// Rows that the payload holds: in a step those of every segment; in an answer those of
+    /// the segments with [`Status::Ok`], where `holds_head` says that the shard gives
+    /// logits and so only the trailing `logits_rows` of each.
+    pub fn payload_rows(&self, holds_head: bool) -> u32 {
+        let of = |s: &Segment| match self.kind {
+            FrameKind::Step => s.rows,
+            FrameKind::Result if s.status != Status::Ok => 0,
+            FrameKind::Result if holds_head => s.logits_rows,
+            FrameKind::Result => s.rows,
+        };
+        self.segments.iter().map(of).fold(0, u32::saturating_add)
+    }
+
+    /// Checks that the payload holds just [`Frame::payload_rows`] rows of `width` elements
+    /// (1 for token ids, D for hidden states, V for logits).
+    pub fn check_payload(&self, holds_head: bool, width: u32) -> Result<(), FrameError> {
+        let elements = u64::from(self.payload_rows(holds_head)) * u64::from(width);
+        let expected = usize::try_from(elements * 4).unwrap_or(usize::MAX);
+        if self.payload.len() != expected {
+            return Err(FrameError::Length { what: "payload", expected, got: self.payload.len() });
+        }
+        Ok(())
+    }
+
+    /// Checks everything that can be known without the shard; [`crate::codec`] does so on
+    /// both sides, and whoever hands frames on within a process does it himself.
+    ///
+    /// # Errors
+    /// Too many segments, rows or bytes; a session named twice; a segment without rows, with
+    /// more logits than rows, or past [`POSITIONS_MAX`]; a step with a status; an answer
+    /// with token ids; a payload that does not divide into the rows.
+    pub fn validate(&self) -> Result<(), FrameError> {
+        let too_many = |what, max, got| Err(FrameError::TooMany { what, max, got });
+        if self.segments.is_empty() {
+            return Err(FrameError::Value { field: "segment count", got: 0 });
+        }
+        if self.segments.len() > SEGMENTS_MAX {
+            return too_many("segments", SEGMENTS_MAX as u64, self.segments.len() as u64);
+        }
+        if self.payload.len() > PAYLOAD_BYTES_MAX {
+            return too_many("payload bytes", PAYLOAD_BYTES_MAX as u64, self.payload.len() as u64);
+        }
+        if self.kind == FrameKind::Result && self.dtype == Dtype::U32 {
+            return Err(FrameError::Value { field: "dtype of an answer", got: Dtype::U32 as u64 });
+        }
+        if self.kind == FrameKind::Step && self.compute_us != 0 {
+            let got = u64::from(self.compute_us);
+            return Err(FrameError::Value { field: "compute_us of a step", got });
+        }
+        if self.span.first >= self.span.end || self.span.end > PARTS_MAX {
+            return Err(FrameError::Value { field: "end of the span", got: self.span.end.into() });
+        }
+        let mut sessions = BTreeSet::new();
+        for (index, s) in self.segments.iter().enumerate() {
+            s.validate(self.kind, index)?;
+            if !sessions.insert(s.session) {
+                let got = s.session.0;
+                return Err(FrameError::Segment { index, field: "repeated session", got });
+            }
+        }
+        if self.rows() > ROWS_MAX {
+            return too_many("rows", u64::from(ROWS_MAX), u64::from(self.rows()));
+        }
+        self.validate_payload()
+    }
+
+    /// The payload divides into rows of one width, whatever that is.
+    fn validate_payload(&self) -> Result<(), FrameError> {
+        let got = self.payload.len();
+        let row_counts = match self.kind {
+            FrameKind::Step if self.dtype == Dtype::U32 => return self.check_payload(false, 1),
+            FrameKind::Step => vec![self.payload_rows(false)],
+            FrameKind::Result => vec![self.payload_rows(false), self.payload_rows(true)],
+        };
+        let divides = |rows: &u32| match *rows {
+            0 => got == 0,
+            rows => got > 0 && got.is_multiple_of(4 * rows as usize),
+        };
+        match row_counts.iter().any(divides) {
+            true => Ok(()),
+            false => {
+                let expected = 4 * row_counts[0] as usize;
+                Err(FrameError::Length { what: "payload, or a multiple", expected, got })
+            }
+        }
+    }
+}
+
+impl Segment {
+    fn validate(&self, kind: FrameKind, index: usize) -> Result<(), FrameError> {
+        let wrong = |field, got| Err(FrameError::Segment { index, field, got });
+        if self.rows == 0 || self.rows > ROWS_MAX {
+            return wrong("rows", u64::from(self.rows));
+        }
+        if self.logits_rows > self.rows {
+            return wrong("logits_rows", u64::from(self.logits_rows));
+        }
+        if self.position > POSITIONS_MAX - self.rows {
+            return wrong("position", u64::from(self.position));
+        }
+        if kind == FrameKind::Step && self.status != Status::Ok {
+            return wrong("status", self.status as u64);
+        }
+        Ok(())
+    }
 }

@@ -5,13 +5,19 @@
 //! [`CHUNK_BYTES_MAX`] that travel as binary messages, so that control messages go between
 //! them. This crate knows nothing about sockets, time or threads.
 
+pub mod chunk;
+pub mod codec;
 pub mod control;
 pub mod frame;
 pub mod limits;
+pub mod payload;
+mod validate;
 
+pub use chunk::{CHUNK_HEADER_BYTES, Chunks, Reassembler};
 pub use control::*;
 pub use frame::*;
 pub use limits::*;
+pub use validate::{ControlError, clean_text};
 
 /// The protocol's version; a peer of another one is turned away with a message that says so.
 pub const PROTOCOL_VERSION: u32 = 1;

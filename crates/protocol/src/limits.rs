@@ -21,3 +21,22 @@ pub const CACHED_MAX: usize = 4096;
 pub const TEXT_BYTES_MAX: usize = 4096;
 /// Most steps that a worker may have outstanding.
 pub const STEP_CREDITS_MAX: u32 = 16;
+/// Longest blob, bytes: the embedding of a 405B model in f16 is 4.2 GB.
+pub const BLOB_BYTES_MAX: u64 = 64 << 30;
+/// Longest manifest, bytes.
+pub const MANIFEST_BYTES_MAX: u64 = 16 << 20;
+/// Most parts of a model: embedding, layers, head.
+pub const PARTS_MAX: u32 = 4096;
+/// Most KV pages of 64 positions in one assignment (64 million positions).
+pub const KV_PAGES_MAX: u32 = 1 << 20;
+/// Most numerics classes that a hello names.
+pub const CLASSES_MAX: usize = 16;
+/// Longest name of a class, a backend or a worker, bytes.
+pub const NAME_BYTES_MAX: usize = 256;
+/// Most memory that a worker may claim to lend, bytes.
+pub const MEMORY_BYTES_MAX: u64 = 1 << 50;
+/// Highest rate that a worker may claim, bytes per second.
+pub const BYTES_PER_S_MAX: f64 = 1e15;
+/// Longest encoded frame, bytes.
+pub const FRAME_BYTES_MAX: usize =
+    crate::codec::HEADER_BYTES + SEGMENTS_MAX * crate::codec::SEGMENT_BYTES + PAYLOAD_BYTES_MAX;
