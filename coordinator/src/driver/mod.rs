@@ -1,0 +1,10 @@
+//! The event loop around the scheduler.
+//!
+//! One task owns the [`scheduler::Scheduler`]. What happens comes in through a [`Handle`];
+//! what is to be done goes out to each worker's bounded queue and each request's bounded
+//! channel. Nothing here ever waits for a worker or a client: whoever's queue is full is
+//! lost (a worker) or cancelled (a request).
+
+mod handle;
+
+pub use handle::{DriverGone, Handle, RequestEvent, Submission, Submit};

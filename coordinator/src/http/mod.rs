@@ -1,0 +1,1 @@
+//! The HTTP API: OpenAI-shaped generation, the fleet, health.
