@@ -101,4 +101,16 @@ impl Layout {
         let units = if self.is_tiled() { rows.div_ceil(TILE_ROWS) } else { rows };
         units.checked_mul(cols / self.cell_cols())?.checked_mul(self.cell_bytes())
     }
+
+    /// [`Layout::matrix_bytes`] where a usize has 32 bits and the matrix is another's:
+    /// what a manifest says of a `[rows, cols]` matrix. `None` if `cols` does not divide
+    /// into cells, or either is 0. Cannot overflow within [`crate::limits`].
+    pub fn matrix_bytes_u64(self, rows: u32, cols: u32) -> Option<u64> {
+        if cols == 0 || rows == 0 || !(cols as usize).is_multiple_of(self.cell_cols()) {
+            return None;
+        }
+        let units = if self.is_tiled() { rows.div_ceil(TILE_ROWS as u32) } else { rows };
+        let cells = u64::from(units).checked_mul(u64::from(cols) / self.cell_cols() as u64)?;
+        cells.checked_mul(self.cell_bytes() as u64)
+    }
 }
