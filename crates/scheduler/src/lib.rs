@@ -4,9 +4,211 @@
 //! One state machine: [`Scheduler::handle`] takes an [`Event`], [`Scheduler::poll_action`]
 //! drains what is to be done, [`Scheduler::next_deadline`] says when to send
 //! [`Event::Tick`] and why. It knows nothing about sockets, files, text or threads; the
-//! coordinator is a shell that turns those into events. All randomness is an argument,
-//! all maps are ordered, so that one seed gives one history.
+//! coordinator is a shell that turns those into events. There is no randomness, all maps
+//! are ordered: one history of events gives one history of actions.
+//!
+//! | file | decides |
+//! |---|---|
+//! | `placement` | who should hold what, as a pure function |
+//! | `cover` | when to place, and what to assign, drop and replicate |
+//! | `routing` | a session's way through the shards that are ready |
+//! | `requests` | admission, the queue, choices, reuse of a conversation's KV |
+//! | `steps` | what goes to a worker as one step, and what its answer means |
+//! | `recovery` | lost stages, replay, KV that runs out |
 
 pub mod event;
+pub mod fleet;
+pub mod log;
+pub mod placement;
+pub mod routing;
+pub mod session;
+
+mod cover;
+mod recovery;
+mod requests;
+mod steps;
+mod view;
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use protocol::{SessionId, WorkerId};
 
 pub use event::*;
+use fleet::Worker;
+use requests::InFlight;
+use session::Session;
+
+/// The bounds and habits of a scheduler; every one has a default.
+#[derive(Clone, Debug)]
+pub struct Config {
+    /// Sessions in flight at most; further requests wait.
+    pub sessions_max: usize,
+    /// Requests that may wait; further ones are refused.
+    pub queue_max: usize,
+    /// Finished sessions kept for their KV.
+    pub cached_sessions_max: usize,
+    /// Bytes of activation logs; beyond them logs are dropped and a replay starts from tokens.
+    pub log_bytes_max: u64,
+    /// KV positions that a shard is given at most.
+    pub kv_positions_max: u32,
+    /// KV positions without which a shard is not worth placing.
+    pub kv_positions_min: u32,
+    /// Scratch memory counted per shard, bytes.
+    pub scratch_bytes: u64,
+    /// Rows of one session in one step, at most.
+    pub chunk_rows_max: u32,
+    /// Rows of one step, at most.
+    pub step_rows_max: u32,
+    /// A step is filled up to this predicted computing time while others wait for the worker.
+    pub step_busy: Duration,
+    /// And up to this while only one session is there.
+    pub step_alone: Duration,
+    /// From a change in the fleet to placing, so that workers that come together are placed
+    /// together.
+    pub place_delay: Duration,
+    /// Failures of one session without a token in between, after which it is given up.
+    pub attempts_max: u32,
+    /// A conversation's KV is reused from this many common tokens on.
+    pub reuse_min: u32,
+}
+
+impl Default for Config {
+    fn default() -> Config {
+        Config {
+            sessions_max: 64,
+            queue_max: 256,
+            cached_sessions_max: 32,
+            log_bytes_max: 256 << 20,
+            kv_positions_max: 16_384,
+            kv_positions_min: 1024,
+            scratch_bytes: 8 << 20,
+            chunk_rows_max: 256,
+            step_rows_max: 256,
+            step_busy: Duration::from_millis(250),
+            step_alone: Duration::from_millis(1000),
+            place_delay: Duration::from_millis(250),
+            attempts_max: 10,
+            reuse_min: 8,
+        }
+    }
+}
+
+/// The state machine.
+pub struct Scheduler {
+    config: Config,
+    now: Time,
+    models: Vec<Model>,
+    workers: BTreeMap<WorkerId, Worker>,
+    sessions: BTreeMap<SessionId, Session>,
+    requests: BTreeMap<RequestId, InFlight>,
+    queue: VecDeque<(Request, Time)>,
+    actions: VecDeque<Action>,
+    next_assignment: u64,
+    next_session: u64,
+    next_step: u64,
+    /// When to place next, if something changed.
+    place_at: Option<Time>,
+}
+
+/// A served model and what is known of it.
+struct Model {
+    spec: ModelSpec,
+    /// Why the fleet cannot hold it, if so.
+    shortfall: Option<String>,
+}
+
+impl Scheduler {
+    /// A scheduler without models or workers.
+    pub fn new(config: Config) -> Scheduler {
+        Scheduler {
+            config,
+            now: Time::default(),
+            models: Vec::new(),
+            workers: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            requests: BTreeMap::new(),
+            queue: VecDeque::new(),
+            actions: VecDeque::new(),
+            next_assignment: 1,
+            next_session: 1,
+            next_step: 1,
+            place_at: None,
+        }
+    }
+
+    /// Takes in what happened at `now` (not earlier than the last call's). Drain
+    /// [`Scheduler::poll_action`] afterwards.
+    pub fn handle(&mut self, now: Time, event: Event) {
+        self.now = self.now.max(now);
+        match event {
+            Event::AddModel(spec) => self.add_model(spec),
+            Event::Join(spec) => self.join(spec),
+            Event::Leave { worker, reason } => self.lose_worker(worker, &reason),
+            Event::Drain { worker, reason } => self.drain(worker, reason),
+            Event::Ready { worker, assignment } => self.shard_ready(worker, assignment),
+            Event::Failed { worker, assignment, reason } => {
+                self.shard_failed(worker, assignment, &reason);
+            }
+            Event::Result { worker, frame } => self.step_answered(worker, frame),
+            Event::RoundTrip { worker, rtt } => {
+                if let Some(w) = self.workers.get_mut(&worker) {
+                    // Until steps tell more, the ping is what is known of the hop.
+                    if !w.measured && w.spec.kind != protocol::WorkerKind::Embedded {
+                        w.hop_s = rtt.as_secs_f64();
+                    }
+                }
+            }
+            Event::Submit(request) => self.submit(request),
+            Event::Sampled { session, token } => self.sampled(session, token),
+            Event::Finish { session } => self.finish(session),
+            Event::Cancel { request } => self.cancel(request),
+            Event::Tick => {}
+        }
+        self.pass_deadlines();
+        self.mend();
+        self.admit();
+        self.send_steps();
+    }
+
+    /// The next thing to do; drain it after every [`Scheduler::handle`].
+    pub fn poll_action(&mut self) -> Option<Action> {
+        self.actions.pop_front()
+    }
+
+    /// When to send [`Event::Tick`] if nothing happens before, and why.
+    pub fn next_deadline(&self) -> Option<(Time, &'static str)> {
+        let place = self.place_at.map(|t| (t, "place shards"));
+        let steps = self.workers.values().flat_map(|w| w.in_flight.values());
+        let steps = steps.map(|s| (s.deadline, "a step is overdue"));
+        let queued = self.queue.iter().map(|(r, _)| (r.deadline, "a waiting request's deadline"));
+        let running = self.requests.values().map(|r| (r.deadline, "a request's deadline"));
+        place.into_iter().chain(steps).chain(queued).chain(running).min()
+    }
+
+    fn note(&mut self, note: Note) {
+        self.actions.push_back(Action::Note(note));
+    }
+
+    /// Everything whose time has come.
+    fn pass_deadlines(&mut self) {
+        let now = self.now;
+        let overdue = |w: &Worker| w.in_flight.values().any(|s| s.deadline <= now);
+        let late: Vec<WorkerId> =
+            self.workers.iter().filter(|(_, w)| overdue(w)).map(|(id, _)| *id).collect();
+        for worker in late {
+            self.dismiss(worker, "a step was not answered in time", true);
+        }
+        self.pass_request_deadlines();
+        if self.place_at.is_some_and(|t| t <= now) {
+            self.place_at = None;
+            self.place();
+        }
+    }
+
+    /// Sends a worker away and takes what it had from it.
+    fn dismiss(&mut self, worker: WorkerId, reason: &str, retry: bool) {
+        self.actions.push_back(Action::Dismiss { worker, reason: reason.to_owned(), retry });
+        self.lose_worker(worker, reason);
+    }
+}

@@ -1,0 +1,466 @@
+//! When to place, and what to assign, drop and replicate so that every part is held.
+
+use std::collections::BTreeMap;
+
+use protocol::{Assignment, AssignmentId, BlobRef, Span, ToWorker, WorkerId, WorkerKind};
+
+use crate::event::{Action, ModelSpec, Note, WorkerSpec};
+use crate::fleet::{Held, PAGE_POSITIONS, Worker, describe, layer_count};
+use crate::placement::{self, Candidate, PartLoad, Plan, Problem};
+use crate::{Model, Scheduler};
+
+/// A new plan replaces a working one only if it costs less than this share of it.
+const BETTER: f64 = 0.75;
+/// Of the memory left beside the weights, the share that KV caches may take, so that a
+/// further shard finds room.
+const KV_SHARE: f64 = 0.75;
+
+impl Scheduler {
+    pub(crate) fn add_model(&mut self, spec: ModelSpec) {
+        assert!(spec.parts.len() >= 3, "a model has an embedding, layers and a head");
+        assert!(self.model_index(&spec.name).is_none(), "model names are unique");
+        self.models.push(Model { spec, shortfall: None });
+        self.place_soon();
+    }
+
+    pub(crate) fn join(&mut self, spec: WorkerSpec) {
+        // The same key again is the same machine back: its older connection is a ghost.
+        let ghost = self.workers.values().find(|w| w.spec.key == spec.key).map(|w| w.spec.id);
+        if let Some(ghost) = ghost {
+            self.dismiss(ghost, "another connection with the same key took its place", false);
+        }
+        let id = spec.id;
+        self.workers.insert(id, Worker::new(spec));
+        self.note(Note::Joined { worker: id });
+        self.place_soon();
+    }
+
+    pub(crate) fn shard_ready(&mut self, id: WorkerId, assignment: AssignmentId) {
+        let Some(shard) = self.workers.get_mut(&id).and_then(|w| w.held.get_mut(&assignment))
+        else {
+            return;
+        };
+        if shard.ready {
+            return;
+        }
+        shard.ready = true;
+        let (model, span) = (shard.model, shard.span);
+        let what = self.span_in_words(model, span);
+        self.note(Note::Ready { worker: id, what });
+    }
+
+    pub(crate) fn shard_failed(&mut self, id: WorkerId, assignment: AssignmentId, why: &str) {
+        let Some(worker) = self.workers.get(&id) else { return };
+        let Some(shard) = worker.held.get(&assignment) else { return };
+        let what = self.span_in_words(shard.model, shard.span);
+        // It would be given the same again: it comes back after a pause, or not at all.
+        self.dismiss(id, &format!("it could not hold {what}: {why}"), true);
+    }
+
+    /// Places after a short while, so that workers that come together are placed together.
+    pub(crate) fn place_soon(&mut self) {
+        let at = self.now.plus(self.config.place_delay);
+        self.place_at = Some(self.place_at.map_or(at, |t| t.min(at)));
+    }
+
+    /// What of a model nobody is ready to run, in words; `None` if all is covered.
+    pub(crate) fn missing(&self, model: usize) -> Option<String> {
+        let spec = &self.models[model].spec;
+        let gaps = self.gaps(model, |h| h.ready);
+        let words: Vec<String> = gaps.into_iter().map(|g| describe(spec, g)).collect();
+        (!words.is_empty()).then(|| words.join(", "))
+    }
+
+    /// Why a model that is not covered is not, if the fleet is too small for it.
+    pub(crate) fn shortfall(&self, model: usize) -> Option<&str> {
+        self.models[model].shortfall.as_deref()
+    }
+
+    /// The ranges of parts that no shard with `counts` holds.
+    fn gaps(&self, model: usize, counts: impl Fn(&Held) -> bool) -> Vec<Span> {
+        let covered = self.replicas(model, counts);
+        let mut gaps: Vec<Span> = Vec::new();
+        for (part, _) in covered.iter().enumerate().filter(|(_, n)| **n == 0) {
+            match gaps.last_mut() {
+                Some(gap) if gap.end == part as u32 => gap.end += 1,
+                _ => gaps.push(Span { first: part as u32, end: part as u32 + 1 }),
+            }
+        }
+        gaps
+    }
+
+    /// How many shards with `counts` hold each part.
+    pub(crate) fn replicas(&self, model: usize, counts: impl Fn(&Held) -> bool) -> Vec<u32> {
+        let mut replicas = vec![0; self.models[model].spec.parts.len()];
+        for worker in self.workers.values().filter(|w| !w.draining) {
+            for shard in worker.held.values().filter(|h| h.model == model && counts(h)) {
+                for part in shard.span.first..shard.span.end {
+                    replicas[part as usize] += 1;
+                }
+            }
+        }
+        replicas
+    }
+
+    /// Gives out what nobody holds, model by model; then something useful to whoever holds
+    /// nothing.
+    pub(crate) fn place(&mut self) {
+        for model in 0..self.models.len() {
+            self.models[model].shortfall = None;
+            let gaps = self.gaps(model, |_| true);
+            if gaps.is_empty() {
+                self.improve(model);
+            } else if !self.fill(model, &gaps) && !self.replace_all(model) {
+                self.models[model].shortfall = Some(self.say_shortfall(model));
+            }
+        }
+        self.replicate();
+    }
+
+    /// Gives each gap to workers with memory left. All or nothing.
+    fn fill(&mut self, model: usize, gaps: &[Span]) -> bool {
+        let free: BTreeMap<WorkerId, u64> =
+            self.workers.iter().map(|(id, w)| (*id, w.memory_free())).collect();
+        let mut taken: BTreeMap<WorkerId, u64> = BTreeMap::new();
+        let mut plans = Vec::new();
+        for gap in gaps {
+            let left = |id: &WorkerId| free[id] - taken.get(id).copied().unwrap_or(0).min(free[id]);
+            let Some((workers, plan)) = self.solve(model, *gap, left) else { return false };
+            for (candidate, span) in &plan.stages {
+                *taken.entry(workers[*candidate]).or_default() += self.least_memory(model, *span);
+            }
+            plans.push((workers, plan));
+        }
+        for (workers, plan) in plans {
+            self.carry_out(model, &workers, &plan);
+        }
+        true
+    }
+
+    /// Starts a model's placement over, where that makes it fit.
+    fn replace_all(&mut self, model: usize) -> bool {
+        let held_here = |w: &Worker| -> u64 {
+            w.held.values().filter(|h| h.model == model).map(|h| h.memory_bytes).sum()
+        };
+        let free: BTreeMap<WorkerId, u64> =
+            self.workers.iter().map(|(id, w)| (*id, w.memory_free() + held_here(w))).collect();
+        let all = Span { first: 0, end: self.models[model].spec.parts.len() as u32 };
+        let Some((workers, plan)) = self.solve(model, all, |id| free[id]) else { return false };
+        self.move_to(model, &workers, &plan);
+        true
+    }
+
+    /// Changes a working placement for a much better one while no session uses it.
+    fn improve(&mut self, model: usize) {
+        let busy = self.sessions.values().any(|s| s.model == model && s.is_live());
+        let loading = self.workers.values().flat_map(|w| w.held.values()).any(|h| !h.ready);
+        if busy || loading {
+            return;
+        }
+        let all = Span { first: 0, end: self.models[model].spec.parts.len() as u32 };
+        let Some(route) = self.find_route(model, all, 1, &[]) else { return };
+        let now_s: f64 = route
+            .iter()
+            .filter_map(|s| {
+                let worker = self.workers.get(&s.holder?.0)?;
+                let work = crate::fleet::work_bytes(&self.models[model].spec, s.span);
+                Some(worker.hop_s + worker.compute_s(work, 1))
+            })
+            .sum();
+        let held_here = |w: &Worker| -> u64 {
+            w.held.values().filter(|h| h.model == model).map(|h| h.memory_bytes).sum()
+        };
+        let free: BTreeMap<WorkerId, u64> =
+            self.workers.iter().map(|(id, w)| (*id, w.memory_free() + held_here(w))).collect();
+        let Some((workers, plan)) = self.solve(model, all, |id| free[id]) else { return };
+        if plan.token_s < now_s * BETTER {
+            self.move_to(model, &workers, &plan);
+        }
+    }
+
+    /// Drops the shards that a plan has no use for, and assigns what it lacks.
+    fn move_to(&mut self, model: usize, workers: &[WorkerId], plan: &Plan) {
+        let wanted: Vec<(WorkerId, Span)> =
+            plan.stages.iter().map(|(c, span)| (workers[*c], *span)).collect();
+        let drop: Vec<(WorkerId, AssignmentId)> = self
+            .workers
+            .iter()
+            .flat_map(|(id, w)| w.held.iter().map(move |(a, h)| (*id, *a, h)))
+            .filter(|(id, _, h)| h.model == model && !wanted.contains(&(*id, h.span)))
+            .map(|(id, a, _)| (id, a))
+            .collect();
+        for (worker, assignment) in drop {
+            self.unassign(worker, assignment);
+        }
+        for (worker, span) in wanted {
+            let has =
+                self.workers[&worker].held.values().any(|h| h.model == model && h.span == span);
+            if !has {
+                self.assign(worker, model, span);
+            }
+        }
+    }
+
+    fn carry_out(&mut self, model: usize, workers: &[WorkerId], plan: &Plan) {
+        for (candidate, span) in &plan.stages {
+            self.assign(workers[*candidate], model, *span);
+        }
+    }
+
+    /// The plan for `range`, over the workers that are here and have memory `left`.
+    fn solve(
+        &self,
+        model: usize,
+        range: Span,
+        left: impl Fn(&WorkerId) -> u64,
+    ) -> Option<(Vec<WorkerId>, Plan)> {
+        let spec = &self.models[model].spec;
+        let parts: Vec<PartLoad> = (0..spec.parts.len()).map(|p| self.part_load(spec, p)).collect();
+        let able = |w: &Worker| !w.draining && w.spec.classes.contains(&spec.class);
+        let workers: Vec<WorkerId> =
+            self.workers.iter().filter(|(_, w)| able(w)).map(|(id, _)| *id).collect();
+        let candidates: Vec<Candidate> = workers
+            .iter()
+            .map(|id| {
+                let w = &self.workers[id];
+                let fetch = |b: &&BlobRef| {
+                    w.spec.kind != WorkerKind::Embedded && !w.spec.cached.contains(&b.hash)
+                };
+                let missing = spec
+                    .parts
+                    .iter()
+                    .map(|p| p.blobs.iter().filter(fetch).map(|b| b.bytes).sum())
+                    .collect();
+                Candidate {
+                    memory_bytes: left(id),
+                    ends: w.may_hold_ends(),
+                    layers: w.may_hold_layers(),
+                    s_per_byte: w.s_per_byte[0],
+                    hop_s: w.hop_s,
+                    missing_bytes: missing,
+                }
+            })
+            .collect();
+        let live = self.sessions.values().filter(|s| s.model == model && s.is_live()).count();
+        let problem = Problem {
+            parts: &parts,
+            tied_bytes: tied_bytes(spec),
+            range,
+            candidates: &candidates,
+            stage_bytes: self.config.scratch_bytes,
+            sessions: live.max(1) as f64,
+        };
+        placement::plan(&problem).map(|plan| (workers, plan))
+    }
+
+    fn part_load(&self, spec: &ModelSpec, part: usize) -> PartLoad {
+        let is_layer = part > 0 && part + 1 < spec.parts.len();
+        let kv = if is_layer { self.kv_bytes_min(spec) } else { 0 };
+        let weights: u64 = spec.parts[part].blobs.iter().map(|b| b.bytes).sum();
+        PartLoad { memory_bytes: weights + kv, work_bytes: spec.parts[part].work_bytes }
+    }
+
+    /// The least KV cache of one layer, bytes.
+    fn kv_bytes_min(&self, spec: &ModelSpec) -> u64 {
+        let positions =
+            self.config.kv_positions_min.min(spec.context).next_multiple_of(PAGE_POSITIONS);
+        u64::from(positions) * spec.kv_bytes_per_position
+    }
+
+    /// The least memory of a shard: weights, least KV, scratch.
+    fn least_memory(&self, model: usize, span: Span) -> u64 {
+        let spec = &self.models[model].spec;
+        let kv = u64::from(layer_count(spec, span)) * self.kv_bytes_min(spec);
+        unique_bytes(spec, span) + kv + self.config.scratch_bytes
+    }
+
+    fn assign(&mut self, id: WorkerId, model: usize, span: Span) {
+        let least = self.least_memory(model, span);
+        let spec = &self.models[model].spec;
+        let layers = u64::from(layer_count(spec, span));
+        let page = layers * spec.kv_bytes_per_position * u64::from(PAGE_POSITIONS);
+        let kv_min = layers * self.kv_bytes_min(spec);
+        let Some(worker) = self.workers.get(&id) else { return };
+        let spare = (worker.memory_free().saturating_sub(least) as f64 * KV_SHARE) as u64;
+        let pages_max = self.config.kv_positions_max.div_ceil(PAGE_POSITIONS);
+        let kv_pages = match page {
+            0 => 0,
+            _ => ((kv_min + spare) / page).min(u64::from(pages_max)) as u32,
+        };
+        let assignment = AssignmentId(self.next_assignment);
+        self.next_assignment += 1;
+        let mut blobs: Vec<BlobRef> = Vec::new();
+        for blob in span_blobs(spec, span) {
+            if !blobs.iter().any(|b| b.hash == blob.hash) {
+                blobs.push(blob.clone());
+            }
+        }
+        let weight_bytes = unique_bytes(spec, span);
+        let held = Held {
+            model,
+            span,
+            ready: false,
+            weight_bytes,
+            memory_bytes: least - kv_min + u64::from(kv_pages) * page,
+            kv_pages,
+            pages: BTreeMap::new(),
+        };
+        let message = ToWorker::Assign(Assignment {
+            id: assignment,
+            model: spec.name.clone(),
+            manifest: spec.manifest.clone(),
+            span,
+            class: spec.class.clone(),
+            blobs,
+            kv_pages,
+        });
+        let what = format!("{} of {}", describe(spec, span), spec.name);
+        let worker = self.workers.get_mut(&id).expect("it was there a moment ago");
+        worker.held.insert(assignment, held);
+        worker.idle_because = None;
+        self.actions.push_back(Action::Control { worker: id, message });
+        self.note(Note::Assigned { worker: id, what });
+    }
+
+    /// Takes a shard back; sessions that ran through it find another way.
+    fn unassign(&mut self, id: WorkerId, assignment: AssignmentId) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        if worker.held.remove(&assignment).is_some() {
+            let message = ToWorker::Unassign { assignment };
+            self.actions.push_back(Action::Control { worker: id, message });
+            self.lose_stages(|holder| holder == (id, assignment));
+        }
+    }
+
+    /// Gives whoever holds nothing a replica of the layers that have the least speed behind
+    /// them, as many as fit; and says why where nothing fits.
+    fn replicate(&mut self) {
+        let idle: Vec<WorkerId> = self
+            .workers
+            .iter()
+            .filter(|(_, w)| w.held.is_empty() && !w.draining)
+            .map(|(id, _)| *id)
+            .collect();
+        for id in idle {
+            if self.models.is_empty() {
+                self.set_idle(id, "no model is served yet");
+                continue;
+            }
+            let mut windows: Vec<(f64, usize, Span)> = Vec::new();
+            for model in 0..self.models.len() {
+                let uncovered = !self.gaps(model, |_| true).is_empty();
+                if let Some((rate, span)) = self.weakest_window(id, model).filter(|_| !uncovered) {
+                    windows.push((rate, model, span));
+                }
+            }
+            windows.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
+            match windows.first() {
+                Some(&(_, model, span)) => self.assign(id, model, span),
+                None => self.set_idle(id, &self.why_idle(id)),
+            }
+        }
+    }
+
+    fn set_idle(&mut self, id: WorkerId, why: &str) {
+        if let Some(worker) = self.workers.get_mut(&id) {
+            worker.idle_because = Some(why.to_owned());
+        }
+    }
+
+    fn why_idle(&self, id: WorkerId) -> String {
+        let worker = &self.workers[&id];
+        if !worker.may_hold_layers() {
+            return "it holds only embedding and head, and others do already".to_owned();
+        }
+        let shortfall = self.models.iter().find_map(|m| m.shortfall.clone());
+        let speaks = |m: &Model| worker.spec.classes.contains(&m.spec.class);
+        match shortfall {
+            _ if !self.models.iter().any(speaks) => {
+                format!("it computes in {:?} only", worker.spec.classes)
+            }
+            Some(shortfall) => format!("waits for more workers: {shortfall}"),
+            None => "its memory does not hold one layer of any model".to_owned(),
+        }
+    }
+
+    /// The run of layers with the least speed behind it, among those that fit; with the
+    /// ends, where the worker may hold them and all layers fit.
+    fn weakest_window(&self, id: WorkerId, model: usize) -> Option<(f64, Span)> {
+        let worker = &self.workers[&id];
+        let spec = &self.models[model].spec;
+        if !worker.may_hold_layers() || !worker.spec.classes.contains(&spec.class) {
+            return None;
+        }
+        let parts = spec.parts.len() as u32;
+        let free = worker.memory_free();
+        let whole = Span { first: 0, end: parts };
+        if worker.may_hold_ends() && self.least_memory(model, whole) <= free {
+            return Some((self.rate_behind(model, whole), whole));
+        }
+        let layers = parts - 2;
+        let fits = |n: &u32| {
+            let least = |first| self.least_memory(model, Span { first, end: first + n });
+            (1..=parts - 1 - n).any(|first| least(first) <= free)
+        };
+        let n = (1..=layers).rev().find(fits)?;
+        (1..=parts - 1 - n)
+            .map(|first| Span { first, end: first + n })
+            .filter(|span| self.least_memory(model, *span) <= free)
+            .map(|span| (self.rate_behind(model, span), span))
+            .min_by(|a, b| a.0.total_cmp(&b.0))
+    }
+
+    /// The speed behind a range of layers, each holder's share of it summed.
+    fn rate_behind(&self, model: usize, span: Span) -> f64 {
+        let shards = self.workers.values().flat_map(|w| w.held.values().map(move |h| (w, h)));
+        shards
+            .filter(|(_, h)| h.model == model)
+            .map(|(w, h)| {
+                let first = h.span.first.max(span.first).max(1);
+                let shared = h.span.end.min(span.end).saturating_sub(first);
+                let layers = layer_count(&self.models[model].spec, h.span).max(1);
+                f64::from(shared) / (w.s_per_byte[0] * f64::from(layers))
+            })
+            .sum()
+    }
+
+    /// What would be needed for a model that nobody can hold, in words.
+    fn say_shortfall(&self, model: usize) -> String {
+        let spec = &self.models[model].spec;
+        let all = Span { first: 0, end: spec.parts.len() as u32 };
+        let need = self.least_memory(model, all);
+        let able = self.workers.values().filter(|w| !w.draining);
+        let have: u64 = able.clone().map(|w| w.spec.memory_bytes).sum();
+        let layers: u64 =
+            able.clone().filter(|w| w.may_hold_layers()).map(|w| w.spec.memory_bytes).sum();
+        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
+        if !able.clone().any(Worker::may_hold_ends) {
+            return format!("{} needs a trusted worker for its embedding and head", spec.name);
+        }
+        format!(
+            "{} needs {} MiB and the workers here lend {} MiB ({} MiB for layers)",
+            spec.name,
+            mib(need),
+            mib(have),
+            mib(layers)
+        )
+    }
+}
+
+fn span_blobs(spec: &ModelSpec, span: Span) -> impl Iterator<Item = &BlobRef> {
+    spec.parts[span.first as usize..span.end as usize].iter().flat_map(|p| &p.blobs)
+}
+
+/// Bytes of a span's blobs, each counted once.
+fn unique_bytes(spec: &ModelSpec, span: Span) -> u64 {
+    let blobs: BTreeMap<&str, u64> =
+        span_blobs(spec, span).map(|b| (b.hash.as_str(), b.bytes)).collect();
+    blobs.values().sum()
+}
+
+/// Bytes that the embedding and the head share.
+fn tied_bytes(spec: &ModelSpec) -> u64 {
+    let head = &spec.parts[spec.parts.len() - 1].blobs;
+    let shared = |b: &&BlobRef| head.iter().any(|h| h.hash == b.hash);
+    spec.parts[0].blobs.iter().filter(shared).map(|b| b.bytes).sum()
+}

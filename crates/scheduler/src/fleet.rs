@@ -1,0 +1,220 @@
+//! Who is here, what they hold, how fast they are.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::time::Duration;
+
+use protocol::{AssignmentId, Segment, SessionId, Span, WorkerKind};
+
+use crate::event::{Holds, ModelSpec, Time, WorkerSpec};
+
+/// Positions of one KV page.
+pub const PAGE_POSITIONS: u32 = 64;
+/// Weight of a new measurement in the running averages.
+const EWMA: f64 = 0.2;
+/// Step durations remembered per worker, as ratios to what was predicted.
+const HISTORY_MAX: usize = 128;
+/// No step is given less than this before its worker counts as gone.
+const STEP_TIMEOUT_MIN: Duration = Duration::from_secs(8);
+/// Nor more than this.
+const STEP_TIMEOUT_MAX: Duration = Duration::from_secs(120);
+/// A hop whose time is not known yet, seconds.
+const HOP_UNKNOWN_S: f64 = 0.001;
+
+/// A worker that is here.
+#[derive(Debug)]
+pub struct Worker {
+    /// As it introduced itself.
+    pub spec: WorkerSpec,
+    /// Takes no new sessions and leaves when its steps are answered.
+    pub draining: bool,
+    /// Its shards.
+    pub held: BTreeMap<AssignmentId, Held>,
+    /// Steps sent and not answered, by number.
+    pub in_flight: BTreeMap<u64, StepInFlight>,
+    /// Seconds per weight byte at 1 row, and at 8 rows (each byte counted once a step).
+    pub s_per_byte: [f64; 2],
+    /// Whether real steps have corrected the benchmark.
+    pub measured: bool,
+    /// Seconds there and back without computing.
+    pub hop_s: f64,
+    /// Rows computed.
+    pub rows: u64,
+    /// Why it holds nothing, if so.
+    pub idle_because: Option<String>,
+    ratios: VecDeque<f64>,
+}
+
+/// A shard on a worker.
+#[derive(Debug)]
+pub struct Held {
+    /// Index of the model.
+    pub model: usize,
+    /// Parts.
+    pub span: Span,
+    /// Takes steps.
+    pub ready: bool,
+    /// Unique weight bytes.
+    pub weight_bytes: u64,
+    /// All it may take: weights, KV, scratch, bytes.
+    pub memory_bytes: u64,
+    /// KV pages of 64 positions.
+    pub kv_pages: u32,
+    /// Pages promised to sessions.
+    pub pages: BTreeMap<SessionId, u32>,
+}
+
+/// A step that was sent.
+#[derive(Debug)]
+pub struct StepInFlight {
+    /// To which shard.
+    pub assignment: AssignmentId,
+    /// Which parts.
+    pub span: Span,
+    /// What was sent.
+    pub segments: Vec<Segment>,
+    /// When.
+    pub sent_at: Time,
+    /// When the worker counts as gone.
+    pub deadline: Time,
+    /// Predicted duration, seconds.
+    pub predicted_s: f64,
+    /// Whether nothing else was in flight when it was sent.
+    pub alone: bool,
+}
+
+impl Held {
+    /// Pages not promised.
+    pub fn pages_free(&self) -> u32 {
+        self.kv_pages.saturating_sub(self.pages.values().sum())
+    }
+}
+
+/// Pages that hold `positions`.
+pub fn pages_for(positions: u32) -> u32 {
+    positions.div_ceil(PAGE_POSITIONS)
+}
+
+/// Whether any layer part is in the span, of a model with `parts` parts.
+pub fn has_layers(span: Span, parts: usize) -> bool {
+    span.first.max(1) < span.end.min(parts as u32 - 1)
+}
+
+impl Worker {
+    /// A worker as it joins.
+    pub fn new(spec: WorkerSpec) -> Worker {
+        let seconds = |rate: f64| if rate.is_finite() && rate > 0.0 { 1.0 / rate } else { 1e-6 };
+        Worker {
+            s_per_byte: spec.bytes_per_s.map(seconds),
+            hop_s: if spec.kind == WorkerKind::Embedded { 0.0 } else { HOP_UNKNOWN_S },
+            spec,
+            draining: false,
+            held: BTreeMap::new(),
+            in_flight: BTreeMap::new(),
+            measured: false,
+            rows: 0,
+            idle_because: None,
+            ratios: VecDeque::new(),
+        }
+    }
+
+    /// May be given the embedding or the head.
+    pub fn may_hold_ends(&self) -> bool {
+        self.spec.trusted
+    }
+
+    /// May be given layers.
+    pub fn may_hold_layers(&self) -> bool {
+        self.spec.holds == Holds::Anything
+    }
+
+    /// Memory not promised to a shard, bytes.
+    pub fn memory_free(&self) -> u64 {
+        let used: u64 = self.held.values().map(|h| h.memory_bytes).sum();
+        self.spec.memory_bytes.saturating_sub(used)
+    }
+
+    /// Whether another step may be sent.
+    pub fn has_credit(&self) -> bool {
+        self.in_flight.len() < self.spec.step_credits as usize
+    }
+
+    /// Seconds that a step of `rows` rows through weights of `work_bytes` should take to compute.
+    pub fn compute_s(&self, work_bytes: u64, rows: u32) -> f64 {
+        let bytes = work_bytes as f64;
+        let (one, eight) = (self.s_per_byte[0], self.s_per_byte[1].max(self.s_per_byte[0]));
+        if rows <= 8 {
+            let slope = (eight - one) / 7.0;
+            bytes * (one + slope * f64::from(rows.saturating_sub(1)))
+        } else {
+            bytes * eight * f64::from(rows) / 8.0
+        }
+    }
+
+    /// How long to wait for a step predicted to take `predicted_s`, those before it included:
+    /// three times the 99th percentile of this worker's own history.
+    pub fn patience(&self, predicted_s: f64) -> Duration {
+        let ahead: f64 = self.in_flight.values().map(|s| s.predicted_s).sum();
+        let mut ratios: Vec<f64> = self.ratios.iter().copied().collect();
+        ratios.sort_by(f64::total_cmp);
+        let p99 = ratios.get(ratios.len() * 99 / 100).copied().unwrap_or(4.0);
+        let seconds = (ahead + predicted_s + self.hop_s) * 3.0 * p99.max(1.0);
+        Duration::from_secs_f64(seconds.min(STEP_TIMEOUT_MAX.as_secs_f64())).max(STEP_TIMEOUT_MIN)
+    }
+
+    /// Learns from an answered step.
+    pub fn learn(&mut self, step: &StepInFlight, work_bytes: u64, compute_us: u32, now: Time) {
+        let rows: u32 = step.segments.iter().map(|s| s.rows).sum();
+        self.rows += u64::from(rows);
+        let took = now.since(step.sent_at).as_secs_f64();
+        if self.ratios.len() == HISTORY_MAX {
+            self.ratios.pop_front();
+        }
+        self.ratios.push_back(took / step.predicted_s.max(1e-6));
+        // A worker's own word about its computing is taken only as far as the clock bears it out.
+        let compute = (f64::from(compute_us) * 1e-6).min(took);
+        if step.alone && self.spec.kind != WorkerKind::Embedded {
+            self.hop_s += EWMA * (took - compute - self.hop_s);
+        }
+        if work_bytes == 0 || compute == 0.0 {
+            return;
+        }
+        let per_byte = compute / work_bytes as f64;
+        let average = |old: &mut f64, new: f64| *old += EWMA * (new - *old);
+        match rows {
+            1 => average(&mut self.s_per_byte[0], per_byte),
+            8.. => average(&mut self.s_per_byte[1], per_byte * 8.0 / f64::from(rows)),
+            _ => return,
+        }
+        self.measured = true;
+    }
+}
+
+/// Weight bytes of a span that one row works through.
+pub fn work_bytes(model: &ModelSpec, span: Span) -> u64 {
+    model.parts[span.first as usize..span.end as usize].iter().map(|p| p.work_bytes).sum()
+}
+
+/// Number of layers in a span.
+pub fn layer_count(model: &ModelSpec, span: Span) -> u32 {
+    let last = model.parts.len() as u32 - 1;
+    span.end.min(last).saturating_sub(span.first.max(1))
+}
+
+/// A span in words: `the embedding, layers 3..=7, the head`; layers are counted from 0.
+pub fn describe(model: &ModelSpec, span: Span) -> String {
+    let last = model.parts.len() as u32 - 1;
+    let mut words = Vec::new();
+    if span.first == 0 {
+        words.push("the embedding".to_owned());
+    }
+    let (first, end) = (span.first.max(1), span.end.min(last));
+    if first + 1 == end {
+        words.push(format!("layer {}", first - 1));
+    } else if first < end {
+        words.push(format!("layers {}..={}", first - 1, end - 2));
+    }
+    if span.end == last + 1 {
+        words.push("the head".to_owned());
+    }
+    words.join(", ")
+}

@@ -1,0 +1,295 @@
+//! Lost stages and KV that runs out: what is replaced, replayed, or given up for a while.
+
+use protocol::{AssignmentId, SessionId, Span, WorkerId};
+
+use crate::Scheduler;
+use crate::event::{Note, RequestError};
+use crate::fleet::{describe, has_layers, pages_for};
+use crate::routing::{self, Way};
+use crate::session::{Phase, Session, Stage};
+
+/// How much dearer a shard counts whose KV cache would have to be cleared first.
+const FULL_PENALTY: f64 = 4.0;
+
+impl Scheduler {
+    /// A worker is gone: its stages are holes from now on.
+    pub(crate) fn lose_worker(&mut self, id: WorkerId, reason: &str) {
+        if self.workers.remove(&id).is_none() {
+            return;
+        }
+        let sessions = self.lose_stages(|holder| holder.0 == id);
+        self.note(Note::Lost { worker: id, reason: reason.to_owned(), sessions });
+        self.place_soon();
+    }
+
+    /// A worker leaves in good order: nothing new for it, and its stages move at once.
+    pub(crate) fn drain(&mut self, id: WorkerId, reason: String) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        worker.draining = true;
+        self.lose_stages(|holder| holder.0 == id);
+        self.note(Note::Draining { worker: id, reason });
+        self.place_soon();
+    }
+
+    /// Makes holes of all stages whose holder `lost` names. Answers how many sessions in
+    /// flight had one.
+    pub(crate) fn lose_stages(&mut self, lost: impl Fn((WorkerId, AssignmentId)) -> bool) -> usize {
+        let mut hit = Vec::new();
+        for session in self.sessions.values_mut() {
+            let mut any = false;
+            for stage in &mut session.stages {
+                if stage.holder.is_some_and(&lost) {
+                    stage.holder = None;
+                    (stage.done, stage.sent) = (0, 0);
+                    any = true;
+                }
+            }
+            if any {
+                hit.push((session.id, session.is_live()));
+            }
+        }
+        for &(id, live) in &hit {
+            match live {
+                // A finished session is kept only while its KV is whole.
+                false => self.release(id),
+                true => {
+                    let session = self.sessions.get_mut(&id).expect("it was just there");
+                    join_holes(session, &self.models[session.model].spec.parts.len());
+                    session.fence();
+                    let missing = self.waits_for(id).unwrap_or_default();
+                    self.note(Note::Waiting { session: id, missing });
+                }
+            }
+        }
+        hit.iter().filter(|(_, live)| *live).count()
+    }
+
+    /// Fills holes and brings back preempted sessions where that is possible now, the oldest
+    /// first.
+    pub(crate) fn mend(&mut self) {
+        let broken = |s: &&Session| {
+            s.is_live()
+                && s.phase != Phase::Following
+                && (s.stages.is_empty() || s.stages.iter().any(|t| t.holder.is_none()))
+        };
+        let broken: Vec<SessionId> = self.sessions.values().filter(broken).map(|s| s.id).collect();
+        for id in broken {
+            self.mend_session(id);
+        }
+    }
+
+    fn mend_session(&mut self, id: SessionId) {
+        let session = &self.sessions[&id];
+        let positions = session.positions() + 1;
+        let filled = match session.stages.is_empty() {
+            true => None,
+            false => self.fill_holes(session, positions),
+        };
+        let whole = Span { first: 0, end: self.models[session.model].spec.parts.len() as u32 };
+        // Where the holes alone cannot be filled, another way altogether may do.
+        let keeps = filled.is_some();
+        let Some(stages) = filled.or_else(|| self.find_route(session.model, whole, positions, &[]))
+        else {
+            return;
+        };
+        let before = session.clone();
+        let candidate = Session { stages, ..before.clone() };
+        if !keeps {
+            self.let_go(id);
+        }
+        if !self.reserve_or_evict(&candidate, positions) {
+            return;
+        }
+        let session = self.sessions.get_mut(&id).expect("it was just there");
+        session.stages = candidate.stages;
+        session.recoveries += 1;
+        session.fence();
+        session.rewind();
+        let behind = session.stages.iter().filter(|s| s.layers && s.done < session.wanted());
+        let rows = behind.map(|s| session.positions() - s.done).max().unwrap_or(0);
+        self.note(Note::Recovered { session: id, rows });
+    }
+
+    /// The session's stages with every hole filled, or `None`.
+    fn fill_holes(&self, session: &Session, positions: u32) -> Option<Vec<Stage>> {
+        // A shard runs one range of layers for a session, so those in use are no way out.
+        let used: Vec<AssignmentId> = session
+            .stages
+            .iter()
+            .filter(|s| s.layers)
+            .filter_map(|s| s.holder.map(|(_, assignment)| assignment))
+            .collect();
+        let mut stages = Vec::new();
+        for stage in &session.stages {
+            match stage.holder {
+                Some(_) => stages.push(stage.clone()),
+                None => {
+                    stages.extend(self.find_route(session.model, stage.span, positions, &used)?);
+                }
+            }
+        }
+        Some(stages)
+    }
+
+    /// The best way through `range` now, over shards that could ever hold `positions`,
+    /// `not` those named for layers.
+    pub(crate) fn find_route(
+        &self,
+        model: usize,
+        range: Span,
+        positions: u32,
+        not: &[AssignmentId],
+    ) -> Option<Vec<Stage>> {
+        let spec = &self.models[model].spec;
+        let parts = spec.parts.len();
+        let mut ways = Vec::new();
+        for (worker_id, worker) in self.workers.iter().filter(|(_, w)| !w.draining) {
+            for (assignment, shard) in &worker.held {
+                if shard.model != model || !shard.ready {
+                    continue;
+                }
+                let mut span = shard.span;
+                let layers = has_layers(span, parts);
+                let fits = shard.kv_pages >= pages_for(positions);
+                if layers && (!fits || not.contains(assignment)) {
+                    // Its ends may still serve.
+                    let ends = [(0, 1), (parts as u32 - 1, parts as u32)];
+                    for (first, end) in ends {
+                        if span.first <= first && end <= span.end {
+                            let span = Span { first, end };
+                            ways.push(self.way((*worker_id, *assignment), span, model, 1.0));
+                        }
+                    }
+                    continue;
+                }
+                span = shard.span;
+                let busy = 1.0 + shard.pages.len() as f64;
+                let full = shard.pages_free() < pages_for(positions);
+                let load = if full && layers { busy * FULL_PENALTY } else { busy };
+                ways.push(self.way((*worker_id, *assignment), span, model, load));
+            }
+        }
+        let legs = routing::route(&ways, range, parts)?;
+        let stage = |(holder, span)| Stage {
+            holder: Some(holder),
+            span,
+            done: 0,
+            sent: 0,
+            layers: has_layers(span, parts),
+        };
+        Some(legs.into_iter().map(stage).collect())
+    }
+
+    fn way(&self, holder: (WorkerId, AssignmentId), span: Span, model: usize, load: f64) -> Way {
+        let worker = &self.workers[&holder.0];
+        let parts = &self.models[model].spec.parts[span.first as usize..span.end as usize];
+        let seconds = |bytes: u64| bytes as f64 * worker.s_per_byte[0] * load;
+        Way {
+            holder,
+            span,
+            part_s: parts.iter().map(|p| seconds(p.work_bytes)).collect(),
+            hop_s: worker.hop_s,
+        }
+    }
+
+    /// A session needs one more position: pages for it are found, at the cost of cached
+    /// sessions, then of the youngest in flight.
+    pub(crate) fn grow(&mut self, id: SessionId) {
+        loop {
+            let Some(session) = self.sessions.get(&id).cloned() else { return };
+            let positions = session.positions() + 1;
+            if session.stages.is_empty() || self.reserve_or_evict(&session, positions) {
+                return;
+            }
+            let lacking = self.reserve(id, &session.stages, positions).unwrap_err();
+            let shares = |s: &&Session| {
+                s.is_live()
+                    && s.stages.iter().any(|t| t.holder.is_some_and(|h| lacking.contains(&h.1)))
+            };
+            let youngest = self.sessions.values().filter(shares).map(|s| s.id).max();
+            let alone = self.sessions.values().filter(shares).count() <= 1;
+            match youngest {
+                _ if alone => {
+                    let error = RequestError::TooLong {
+                        positions,
+                        limit: positions - 1,
+                        why: "the KV cache of the workers that are here".to_owned(),
+                    };
+                    self.refuse(session.request, error);
+                    return;
+                }
+                Some(other) => self.preempt(other),
+                None => return,
+            }
+            if youngest == Some(id) {
+                return;
+            }
+        }
+    }
+
+    /// Takes a session's KV; it comes back from its log when there is room.
+    pub(crate) fn preempt(&mut self, id: SessionId) {
+        self.let_go(id);
+        self.note(Note::Preempted { session: id });
+    }
+
+    /// Counts a failure that cost a session nothing but time, and gives up after too many.
+    /// Answers whether the session goes on.
+    pub(crate) fn failed_once(&mut self, id: SessionId, why: &str) -> bool {
+        let Some(session) = self.sessions.get_mut(&id) else { return false };
+        session.attempts += 1;
+        if session.attempts < self.config.attempts_max {
+            return true;
+        }
+        let error = RequestError::Attempts { attempts: session.attempts, why: why.to_owned() };
+        let request = session.request;
+        self.refuse(request, error);
+        false
+    }
+
+    /// Drops logs until they fit: those of finished sessions first, then the largest.
+    pub(crate) fn trim_logs(&mut self) {
+        let total = |s: &Self| s.sessions.values().map(Session::log_bytes).sum::<u64>();
+        let mut bytes = total(self);
+        while bytes > self.config.log_bytes_max {
+            let largest = self
+                .sessions
+                .values_mut()
+                .filter(|s| s.log_bytes() > 0)
+                .max_by_key(|s| (!s.is_live(), s.log_bytes()));
+            let Some(session) = largest else { return };
+            let done: Vec<(u32, u32)> =
+                session.stages.iter().map(|s| (s.span.first, s.done)).collect();
+            for (part, boundary) in &mut session.boundaries {
+                let keep_from = done.iter().find(|(p, _)| p == part).map_or(u32::MAX, |d| d.1);
+                boundary.forget_before(keep_from.min(boundary.end()));
+            }
+            let after = total(self);
+            if after == bytes {
+                return;
+            }
+            bytes = after;
+        }
+    }
+
+    /// What a session's hole is called in the event log.
+    pub(crate) fn span_in_words(&self, model: usize, span: Span) -> String {
+        let spec = &self.models[model].spec;
+        format!("{} of {}", describe(spec, span), spec.name)
+    }
+}
+
+/// Makes one hole of neighbouring ones, so that whatever covers both can fill it.
+fn join_holes(session: &mut Session, parts: &usize) {
+    let mut joined: Vec<Stage> = Vec::new();
+    for stage in session.stages.drain(..) {
+        match joined.last_mut() {
+            Some(last) if last.holder.is_none() && stage.holder.is_none() => {
+                last.span.end = stage.span.end;
+                last.layers = has_layers(last.span, *parts);
+            }
+            _ => joined.push(stage),
+        }
+    }
+    session.stages = joined;
+}

@@ -1,0 +1,487 @@
+//! Admission, the queue, choices, and a conversation's next turn.
+
+use std::collections::BTreeSet;
+
+use protocol::{AssignmentId, SessionId, Span, ToWorker, WorkerId};
+
+use crate::Scheduler;
+use crate::event::{Action, Request, RequestError, RequestId, Time};
+use crate::fleet::{describe, pages_for};
+use crate::session::{Phase, Session, Stage};
+
+/// A request that was admitted.
+#[derive(Debug)]
+pub(crate) struct InFlight {
+    /// Its sessions that have not finished, in the order of its choices.
+    pub sessions: Vec<SessionId>,
+    pub submitted_at: Time,
+    pub deadline: Time,
+}
+
+/// What became of an attempt to start a request.
+enum Start {
+    Done,
+    Wait,
+    Refuse(RequestError),
+}
+
+impl Scheduler {
+    pub(crate) fn submit(&mut self, request: Request) {
+        let error = self.inadmissible(&request);
+        if let Some(error) = error {
+            self.actions.push_back(Action::Refused { request: request.id, error });
+            return;
+        }
+        self.queue.push_back((request, self.now));
+    }
+
+    /// Why a request can never run, or not now that so many wait.
+    fn inadmissible(&self, request: &Request) -> Option<RequestError> {
+        let Some(model) = self.models.iter().find(|m| m.spec.name == request.model) else {
+            return Some(RequestError::NoModel { model: request.model.clone() });
+        };
+        let positions = request.prompt.len() as u32 + 1;
+        if request.prompt.is_empty() || positions > model.spec.context {
+            let why = "the model's context".to_owned();
+            return Some(RequestError::TooLong { positions, limit: model.spec.context, why });
+        }
+        if self.queue.len() >= self.config.queue_max
+            || request.choices as usize > self.config.sessions_max
+        {
+            let retry_after_s = 1 + self.queue.len() as u32 / 8;
+            return Some(RequestError::Busy { waiting: self.queue.len(), retry_after_s });
+        }
+        None
+    }
+
+    /// Starts what waits, in order; a model that must wait does not hold up another.
+    pub(crate) fn admit(&mut self) {
+        let mut blocked: BTreeSet<String> = BTreeSet::new();
+        let mut i = 0;
+        while let Some((request, submitted_at)) = self.queue.get(i).cloned() {
+            let live = self.sessions.values().filter(|s| s.is_live()).count();
+            if live + request.choices as usize > self.config.sessions_max {
+                return;
+            }
+            let start = match blocked.contains(&request.model) {
+                true => Start::Wait,
+                false => self.start(&request, submitted_at),
+            };
+            match start {
+                Start::Done => drop(self.queue.remove(i)),
+                Start::Refuse(error) => {
+                    self.queue.remove(i);
+                    self.actions.push_back(Action::Refused { request: request.id, error });
+                }
+                Start::Wait => {
+                    blocked.insert(request.model);
+                    i += 1;
+                }
+            }
+        }
+    }
+
+    fn start(&mut self, request: &Request, submitted_at: Time) -> Start {
+        let Some(model) = self.models.iter().position(|m| m.spec.name == request.model) else {
+            return Start::Refuse(RequestError::NoModel { model: request.model.clone() });
+        };
+        let id = SessionId(self.next_session);
+        let prompt_len = request.prompt.len() as u32;
+        let mut session = Session {
+            id,
+            request: request.id,
+            model,
+            tokens: request.prompt.clone(),
+            prompt_len,
+            epoch: 1,
+            stages: Vec::new(),
+            boundaries: Default::default(),
+            phase: Phase::Computing,
+            recoveries: 0,
+            attempts: 0,
+            served: 0,
+        };
+        let cached_tokens = match self.adopt(&mut session) {
+            Some(positions) => positions,
+            None => {
+                let range = Span { first: 0, end: self.models[model].spec.parts.len() as u32 };
+                let Some(stages) = self.find_route(model, range, prompt_len + 1, &[]) else {
+                    return self.why_no_route(model, prompt_len + 1);
+                };
+                session.stages = stages;
+                if !self.reserve_or_evict(&session, prompt_len + 1) {
+                    return Start::Wait;
+                }
+                0
+            }
+        };
+        session.rewind();
+        let followers = (1..u64::from(request.choices)).map(|n| SessionId(id.0 + n));
+        let sessions: Vec<SessionId> = std::iter::once(id).chain(followers).collect();
+        for &follower in &sessions[1..] {
+            let waits = Session {
+                id: follower,
+                phase: Phase::Following,
+                stages: Vec::new(),
+                boundaries: Default::default(),
+                ..session.clone()
+            };
+            self.sessions.insert(follower, waits);
+        }
+        self.sessions.insert(id, session);
+        self.next_session += u64::from(request.choices);
+        self.requests.insert(
+            request.id,
+            InFlight { sessions: sessions.clone(), submitted_at, deadline: request.deadline },
+        );
+        self.actions.push_back(Action::Started { request: request.id, sessions, cached_tokens });
+        Start::Done
+    }
+
+    fn why_no_route(&self, model: usize, positions: u32) -> Start {
+        let range = Span { first: 0, end: self.models[model].spec.parts.len() as u32 };
+        if self.find_route(model, range, 1, &[]).is_none() {
+            return Start::Wait;
+        }
+        let shards = self.workers.values().flat_map(|w| w.held.values());
+        let limit = shards
+            .filter(|h| h.model == model && h.kv_pages > 0)
+            .map(|h| h.kv_pages * crate::fleet::PAGE_POSITIONS)
+            .max();
+        Start::Refuse(RequestError::TooLong {
+            positions,
+            limit: limit.unwrap_or(0),
+            why: "the KV cache of the workers that are here".to_owned(),
+        })
+    }
+
+    /// Lets a new session begin with the KV of a finished one that shares its beginning.
+    /// Answers how many positions it starts with.
+    fn adopt(&mut self, session: &mut Session) -> Option<u32> {
+        let (from, common) = self.longest_common(session)?;
+        let donor = &self.sessions[&from];
+        session.stages = donor.stages.clone();
+        session.boundaries = donor.boundaries.clone();
+        // The whole of a conversation that goes on is superseded; a shared beginning is not.
+        let superseded = donor.positions() == common;
+        let model = &self.models[session.model].spec;
+        cut(session, common, model.d_model as usize * 4);
+        let released = if superseded { self.take_pages(from) } else { Vec::new() };
+        if !self.reserve_or_evict(session, session.prompt_len + 1) || !self.exists(from) {
+            self.take_pages(session.id);
+            self.give_pages_back(from, released);
+            session.stages.clear();
+            session.boundaries.clear();
+            return None;
+        }
+        self.send_forks(from, session, common);
+        match superseded {
+            true => self.release(from),
+            false => self.touch(from),
+        }
+        Some(common)
+    }
+
+    /// The cached session with the longest common beginning, and its length.
+    fn longest_common(&self, session: &Session) -> Option<(SessionId, u32)> {
+        let reusable = |s: &&Session| !s.is_live() && s.model == session.model;
+        let cached = self.sessions.values().filter(reusable);
+        let common = cached.map(|s| {
+            let same = s.tokens.iter().zip(&session.tokens).take_while(|(a, b)| a == b).count();
+            // The last prompt token is always computed: its logits are wanted.
+            (s.id, (same as u32).min(session.prompt_len - 1))
+        });
+        common.filter(|(_, n)| *n >= self.config.reuse_min).max_by_key(|(id, n)| (*n, *id))
+    }
+
+    fn exists(&self, session: SessionId) -> bool {
+        self.sessions.contains_key(&session)
+    }
+
+    fn touch(&mut self, session: SessionId) {
+        let since = self.now;
+        if let Some(s) = self.sessions.get_mut(&session) {
+            s.phase = Phase::Cached { since };
+        }
+    }
+
+    /// Tells every stage with KV to let `session` begin as a copy of `from`.
+    fn send_forks(&mut self, from: SessionId, session: &Session, positions: u32) {
+        for stage in session.stages.iter().filter(|s| s.layers) {
+            let Some((worker, assignment)) = stage.holder else { continue };
+            let message = ToWorker::Fork {
+                assignment,
+                from,
+                to: session.id,
+                epoch: session.epoch,
+                positions,
+            };
+            self.actions.push_back(Action::Control { worker, message });
+        }
+    }
+
+    /// The first choice's prompt is computed: the others begin as copies of it.
+    /// Answers the sessions that the logits are for.
+    pub(crate) fn spread(&mut self, leader: SessionId) -> Vec<SessionId> {
+        let Some(session) = self.sessions.get(&leader).cloned() else { return Vec::new() };
+        let all = self.requests.get(&session.request).map(|r| r.sessions.clone());
+        let follows =
+            |id: &SessionId| self.sessions.get(id).is_some_and(|s| s.phase == Phase::Following);
+        let followers: Vec<SessionId> =
+            all.unwrap_or_default().into_iter().filter(follows).collect();
+        for &id in &followers {
+            let mut copy = Session { id, epoch: 1, ..session.clone() };
+            copy.phase = Phase::Sampling;
+            if self.reserve_or_evict(&copy, copy.positions() + 1) {
+                self.send_forks(leader, &copy, copy.positions());
+            } else {
+                // No room beside its siblings: it comes later, from its log.
+                copy.stages.clear();
+            }
+            self.sessions.insert(id, copy);
+        }
+        std::iter::once(leader).chain(followers).collect()
+    }
+
+    pub(crate) fn sampled(&mut self, id: SessionId, token: u32) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if session.phase != Phase::Sampling {
+            return;
+        }
+        let context = self.models[session.model].spec.context;
+        if session.positions() >= context {
+            let error = RequestError::TooLong {
+                positions: session.positions() + 1,
+                limit: context,
+                why: "the model's context".to_owned(),
+            };
+            let request = session.request;
+            self.refuse(request, error);
+            return;
+        }
+        session.tokens.push(token);
+        session.phase = Phase::Computing;
+        session.attempts = 0;
+        // The head alone has no KV to catch up with: only the newest row is wanted.
+        let wanted = session.wanted();
+        for stage in session.stages.iter_mut().skip(1).filter(|s| !s.layers) {
+            stage.done = wanted;
+            stage.sent = wanted;
+        }
+        self.grow(id);
+    }
+
+    pub(crate) fn finish(&mut self, id: SessionId) {
+        let since = self.now;
+        let Some(session) = self.sessions.get_mut(&id).filter(|s| s.is_live()) else { return };
+        let request = session.request;
+        let layered = session.stages.iter().filter(|s| s.layers);
+        let held = layered.map(|s| if s.holder.is_some() { s.done } else { 0 }).min();
+        let held = held.unwrap_or(0).min(session.positions());
+        session.phase = Phase::Cached { since };
+        session.epoch += 1;
+        if held < self.config.reuse_min {
+            self.release(id);
+        } else {
+            session.tokens.truncate(held as usize);
+            let row_bytes = self.models[session.model].spec.d_model as usize * 4;
+            cut(session, held, row_bytes);
+            self.trim_pages(id, held);
+        }
+        if let Some(in_flight) = self.requests.get_mut(&request) {
+            in_flight.sessions.retain(|s| *s != id);
+            if in_flight.sessions.is_empty() {
+                self.requests.remove(&request);
+            }
+        }
+        let cached = self.sessions.values().filter(|s| !s.is_live()).count();
+        if cached > self.config.cached_sessions_max {
+            self.evict(|_| true);
+        }
+    }
+
+    pub(crate) fn cancel(&mut self, id: RequestId) {
+        self.queue.retain(|(r, _)| r.id != id);
+        if let Some(in_flight) = self.requests.remove(&id) {
+            for session in in_flight.sessions {
+                self.release(session);
+            }
+        }
+    }
+
+    /// Ends a request with an error.
+    pub(crate) fn refuse(&mut self, request: RequestId, error: RequestError) {
+        self.cancel(request);
+        self.actions.push_back(Action::Refused { request, error });
+    }
+
+    pub(crate) fn pass_request_deadlines(&mut self) {
+        let now = self.now;
+        let waited = |since: Time| now.since(since).as_secs();
+        let mut late: Vec<(RequestId, RequestError)> = Vec::new();
+        for (request, submitted_at) in self.queue.iter().filter(|(r, _)| r.deadline <= now) {
+            let missing = self.model_index(&request.model).and_then(|m| self.missing(m));
+            let doing = match missing {
+                Some(missing) => format!("waiting for {missing} of {}", request.model),
+                None => "waiting for a place".to_owned(),
+            };
+            let waited_s = waited(*submitted_at);
+            late.push((request.id, RequestError::Deadline { waited_s, doing }));
+        }
+        for (id, in_flight) in self.requests.iter().filter(|(_, r)| r.deadline <= now) {
+            let holes = in_flight.sessions.iter().find_map(|s| self.waits_for(*s));
+            let doing = holes.map_or("generating".to_owned(), |h| format!("waiting for {h}"));
+            let waited_s = waited(in_flight.submitted_at);
+            late.push((*id, RequestError::Deadline { waited_s, doing }));
+        }
+        for (id, error) in late {
+            self.refuse(id, error);
+        }
+    }
+
+    /// What a session waits for, in words.
+    pub(crate) fn waits_for(&self, id: SessionId) -> Option<String> {
+        let session = self.sessions.get(&id)?;
+        let model = &self.models[session.model].spec;
+        if session.stages.is_empty() && session.phase != Phase::Following {
+            return Some("room in the KV cache".to_owned());
+        }
+        let holes = session.holes();
+        let words: Vec<String> = holes.iter().map(|h| describe(model, *h)).collect();
+        (!words.is_empty()).then(|| format!("{} of {}", words.join(", "), model.name))
+    }
+
+    pub(crate) fn model_index(&self, name: &str) -> Option<usize> {
+        self.models.iter().position(|m| m.spec.name == name)
+    }
+
+    /// Forgets a session everywhere.
+    pub(crate) fn release(&mut self, id: SessionId) {
+        self.let_go(id);
+        self.sessions.remove(&id);
+    }
+
+    /// Tells all stages to forget a session and frees its pages; the session itself stays.
+    pub(crate) fn let_go(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        session.epoch += 1;
+        let epoch = session.epoch;
+        for stage in session.stages.drain(..).filter(|s| s.layers) {
+            let Some((worker, assignment)) = stage.holder else { continue };
+            let shard = self.workers.get_mut(&worker).and_then(|w| w.held.get_mut(&assignment));
+            if let Some(shard) = shard {
+                shard.pages.remove(&id);
+                let message = ToWorker::Truncate { assignment, session: id, epoch, positions: 0 };
+                self.actions.push_back(Action::Control { worker, message });
+            }
+        }
+    }
+
+    /// Promises pages for `positions` on every stage of a session, or on none.
+    /// `Err` names the shards that lack some.
+    pub(crate) fn reserve(
+        &mut self,
+        session: SessionId,
+        stages: &[Stage],
+        positions: u32,
+    ) -> Result<(), Vec<AssignmentId>> {
+        let need = pages_for(positions);
+        let holders: Vec<(WorkerId, AssignmentId)> =
+            stages.iter().filter(|s| s.layers).filter_map(|s| s.holder).collect();
+        let mut lacking = Vec::new();
+        for (worker, assignment) in &holders {
+            let shard = self.workers.get(worker).and_then(|w| w.held.get(assignment));
+            let free =
+                shard.map_or(0, |h| h.pages_free() + h.pages.get(&session).copied().unwrap_or(0));
+            if free < need {
+                lacking.push(*assignment);
+            }
+        }
+        if !lacking.is_empty() {
+            return Err(lacking);
+        }
+        for (worker, assignment) in holders {
+            let shard = self.workers.get_mut(&worker).and_then(|w| w.held.get_mut(&assignment));
+            shard.expect("it was there a moment ago").pages.insert(session, need);
+        }
+        Ok(())
+    }
+
+    /// Promises pages, giving up cached sessions for them, the longest unused first.
+    pub(crate) fn reserve_or_evict(&mut self, session: &Session, positions: u32) -> bool {
+        loop {
+            match self.reserve(session.id, &session.stages, positions) {
+                Ok(()) => return true,
+                Err(lacking) => {
+                    let uses = |s: &Session| {
+                        s.stages.iter().any(|t| t.holder.is_some_and(|h| lacking.contains(&h.1)))
+                    };
+                    if !self.evict(uses) {
+                        return false;
+                    }
+                }
+            }
+        }
+    }
+
+    /// Lets the longest unused cached session go that `which` is true of.
+    pub(crate) fn evict(&mut self, which: impl Fn(&Session) -> bool) -> bool {
+        let oldest = self
+            .sessions
+            .values()
+            .filter_map(|s| match s.phase {
+                Phase::Cached { since } if which(s) => Some((since, s.id)),
+                _ => None,
+            })
+            .min();
+        if let Some((_, id)) = oldest {
+            self.release(id);
+        }
+        oldest.is_some()
+    }
+
+    /// Frees a session's pages, remembering how many there were on each shard.
+    fn take_pages(&mut self, id: SessionId) -> Vec<(WorkerId, AssignmentId, u32)> {
+        let mut taken = Vec::new();
+        for (worker, w) in &mut self.workers {
+            for (assignment, shard) in &mut w.held {
+                if let Some(pages) = shard.pages.remove(&id) {
+                    taken.push((*worker, *assignment, pages));
+                }
+            }
+        }
+        taken
+    }
+
+    fn give_pages_back(&mut self, id: SessionId, taken: Vec<(WorkerId, AssignmentId, u32)>) {
+        if !self.exists(id) {
+            return;
+        }
+        for (worker, assignment, pages) in taken {
+            let shard = self.workers.get_mut(&worker).and_then(|w| w.held.get_mut(&assignment));
+            if let Some(shard) = shard {
+                shard.pages.insert(id, pages);
+            }
+        }
+    }
+
+    /// Lowers a session's pages to what `positions` need.
+    fn trim_pages(&mut self, id: SessionId, positions: u32) {
+        for shard in self.workers.values_mut().flat_map(|w| w.held.values_mut()) {
+            if let Some(pages) = shard.pages.get_mut(&id) {
+                *pages = (*pages).min(pages_for(positions));
+            }
+        }
+    }
+}
+
+/// Cuts what is known of a session's stages and boundaries to `positions`.
+fn cut(session: &mut Session, positions: u32, row_bytes: usize) {
+    for stage in &mut session.stages {
+        stage.done = stage.done.min(positions);
+        stage.sent = stage.done;
+    }
+    for boundary in session.boundaries.values_mut() {
+        boundary.truncate(positions, row_bytes);
+    }
+}

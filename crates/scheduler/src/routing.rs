@@ -1,0 +1,124 @@
+//! Which way a session's rows go: a shortest path over part boundaries.
+
+use protocol::{AssignmentId, Span, WorkerId};
+
+/// A ready shard that a route may use, or any part of it.
+#[derive(Clone, Debug)]
+pub struct Way {
+    /// Who holds it.
+    pub holder: (WorkerId, AssignmentId),
+    /// Which parts.
+    pub span: Span,
+    /// Seconds of each part of the span for one row, load counted in.
+    pub part_s: Vec<f64>,
+    /// Seconds there and back.
+    pub hop_s: f64,
+}
+
+/// One stage of a route: who, and which parts.
+pub type Leg = ((WorkerId, AssignmentId), Span);
+
+/// The cheapest route over `range`, entering and leaving shards anywhere, or `None` if some
+/// part is held by nobody. No shard is entered twice for layers: where the path would come
+/// back to one, that shard runs everything between, which it holds.
+pub fn route(ways: &[Way], range: Span, parts: usize) -> Option<Vec<Leg>> {
+    let len = (range.end - range.first) as usize;
+    // best[b]: seconds to have run the range's first b parts; by: (way, from).
+    let mut best = vec![f64::INFINITY; len + 1];
+    let mut by: Vec<Option<(usize, usize)>> = vec![None; len + 1];
+    best[0] = 0.0;
+    for from in 0..len {
+        if best[from].is_infinite() {
+            continue;
+        }
+        let part = range.first + from as u32;
+        for (w, way) in ways.iter().enumerate() {
+            if !(way.span.first..way.span.end).contains(&part) {
+                continue;
+            }
+            let mut seconds = best[from] + way.hop_s;
+            for to in part..way.span.end.min(range.end) {
+                seconds += way.part_s[(to - way.span.first) as usize];
+                let b = (to + 1 - range.first) as usize;
+                if seconds < best[b] {
+                    best[b] = seconds;
+                    by[b] = Some((w, from));
+                }
+            }
+        }
+    }
+    let mut legs: Vec<Leg> = Vec::new();
+    let mut at = len;
+    while at > 0 {
+        let (w, from) = by[at]?;
+        let span = Span { first: range.first + from as u32, end: range.first + at as u32 };
+        legs.push((ways[w].holder, span));
+        at = from;
+    }
+    legs.reverse();
+    Some(merge_returns(legs, parts))
+}
+
+/// Lets a shard that a route comes back to run all that lies between.
+fn merge_returns(mut legs: Vec<Leg>, parts: usize) -> Vec<Leg> {
+    let layered = |leg: &Leg| crate::fleet::has_layers(leg.1, parts);
+    let mut i = 0;
+    while i < legs.len() {
+        let returns = |leg: &Leg| leg.0 == legs[i].0 && layered(leg);
+        let again = legs.iter().rposition(returns).filter(|&j| j > i && layered(&legs[i]));
+        if let Some(j) = again {
+            legs[i].1.end = legs[j].1.end;
+            legs.drain(i + 1..=j);
+        }
+        i += 1;
+    }
+    legs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn way(worker: u64, first: u32, end: u32, part_ms: f64, hop_ms: f64) -> Way {
+        Way {
+            holder: (WorkerId(worker), AssignmentId(worker)),
+            span: Span { first, end },
+            part_s: vec![part_ms; (end - first) as usize],
+            hop_s: hop_ms,
+        }
+    }
+
+    fn check(ways: &[Way], expected: Option<&[(u64, u32, u32)]>) {
+        let legs = route(ways, Span { first: 0, end: 8 }, 8);
+        let got: Option<Vec<_>> =
+            legs.map(|l| l.iter().map(|((w, _), s)| (w.0, s.first, s.end)).collect());
+        assert_eq!(got.as_deref(), expected);
+    }
+
+    #[test]
+    fn a_gap_is_no_route() {
+        check(&[way(1, 0, 4, 1.0, 1.0), way(2, 5, 8, 1.0, 1.0)], None);
+    }
+
+    #[test]
+    fn overlapping_shards_are_entered_mid_way() {
+        let ways = [way(1, 0, 5, 1.0, 1.0), way(2, 3, 8, 2.0, 1.0)];
+        check(&ways, Some(&[(1, 0, 5), (2, 5, 8)]));
+    }
+
+    #[test]
+    fn a_faster_replica_wins_unless_its_hop_costs_more() {
+        let slow = way(1, 0, 8, 2.0, 0.0);
+        check(&[slow.clone(), way(2, 2, 6, 1.0, 1.0)], Some(&[(1, 0, 8)]));
+        check(&[slow.clone(), way(2, 0, 8, 1.0, 1.0)], Some(&[(2, 0, 8)]));
+        check(&[slow, way(2, 0, 8, 1.0, 9.0)], Some(&[(1, 0, 8)]));
+    }
+
+    #[test]
+    fn the_ends_may_frame_the_layers_on_one_shard() {
+        let mut ends = way(1, 0, 8, 100.0, 0.0);
+        ends.part_s[0] = 0.0;
+        ends.part_s[7] = 1.0;
+        check(&[ends, way(2, 1, 7, 1.0, 1.0)], Some(&[(1, 0, 1), (2, 1, 7), (1, 7, 8)]));
+    }
+}

@@ -1,0 +1,377 @@
+//! What goes to a worker as one step, and what its answer means.
+//!
+//! Batching is self-clocked: whenever a worker has a credit, everything that waits for the
+//! same parts of the same shard goes as one step, within bounds of rows and time.
+
+use bytes::{Bytes, BytesMut};
+use protocol::{
+    AssignmentId, Dtype, Frame, FrameKind, PAYLOAD_BYTES_MAX, SEGMENTS_MAX, Segment, SessionId,
+    Span, Status, WorkerId,
+};
+
+use crate::Scheduler;
+use crate::event::{Action, Note, RequestError};
+use crate::fleet::{StepInFlight, work_bytes};
+use crate::log::Boundary;
+use crate::session::{Phase, Session};
+
+/// A prefill chunk is not made smaller than this to keep a step short.
+const CHUNK_ROWS_MIN: u32 = 16;
+
+/// Rows of one session that wait for a stage.
+struct Waiting {
+    session: SessionId,
+    stage: usize,
+    from: u32,
+    to: u32,
+    served: u64,
+}
+
+impl Scheduler {
+    /// Sends steps until no worker with a credit has anything waiting.
+    pub(crate) fn send_steps(&mut self) {
+        let workers: Vec<WorkerId> = self.workers.keys().copied().collect();
+        for worker in workers {
+            while self.workers.get(&worker).is_some_and(|w| w.has_credit() && !w.draining) {
+                let Some((assignment, span, rows)) = self.next_batch(worker) else { break };
+                if !self.send_step(worker, assignment, span, rows) {
+                    break;
+                }
+            }
+        }
+        self.trim_logs();
+    }
+
+    /// What waits for a worker: the group that was served the longest ago.
+    fn next_batch(&self, worker: WorkerId) -> Option<(AssignmentId, Span, Vec<Waiting>)> {
+        let mut groups: std::collections::BTreeMap<(AssignmentId, Span), Vec<Waiting>> =
+            Default::default();
+        for session in self.sessions.values().filter(|s| s.is_live()) {
+            for (i, stage) in session.stages.iter().enumerate() {
+                let Some((holder, assignment)) = stage.holder else { continue };
+                if holder != worker {
+                    continue;
+                }
+                let from = stage.sent;
+                let to = session.available(i);
+                let ends_alone = !stage.layers && i > 0;
+                // The head alone runs only the row that is wanted.
+                let waits = if ends_alone {
+                    session.phase == Phase::Computing && from < to && to == session.positions()
+                } else {
+                    from < to
+                };
+                if waits {
+                    let from = if ends_alone { to - 1 } else { from };
+                    let served = session.served;
+                    groups.entry((assignment, stage.span)).or_default().push(Waiting {
+                        session: session.id,
+                        stage: i,
+                        from,
+                        to,
+                        served,
+                    });
+                }
+            }
+        }
+        let oldest = |rows: &Vec<Waiting>| rows.iter().map(|w| w.served).min();
+        let ((assignment, span), mut rows) =
+            groups.into_iter().min_by_key(|(key, rows)| (oldest(rows), *key))?;
+        // Decodes first, so that a long prompt holds nobody up.
+        rows.sort_by_key(|w| (w.to - w.from > 1, w.served, w.session));
+        Some((assignment, span, rows))
+    }
+
+    /// Rows that a step through `span` may have if it is not to take too long.
+    fn rows_max(&self, worker: WorkerId, model: usize, span: Span) -> u32 {
+        let live = self.sessions.values().filter(|s| s.is_live() && !s.stages.is_empty()).count();
+        let budget = if live > 1 { self.config.step_busy } else { self.config.step_alone };
+        let spec = &self.models[model].spec;
+        let per_row = self.workers[&worker].compute_s(work_bytes(spec, span), 64) / 64.0;
+        let rows = if per_row > 0.0 { budget.as_secs_f64() / per_row } else { f64::MAX };
+        // Both sides of the wire must be able to take it.
+        let wire = (PAYLOAD_BYTES_MAX / (spec.d_model as usize * 4)) as u32;
+        let rows = (rows as u32).max(CHUNK_ROWS_MIN).min(wire);
+        rows.min(self.config.step_rows_max).min(protocol::ROWS_MAX)
+    }
+
+    /// Sends one step with as many of the rows as fit. Answers whether anything was sent.
+    fn send_step(
+        &mut self,
+        worker: WorkerId,
+        assignment: AssignmentId,
+        span: Span,
+        waiting: Vec<Waiting>,
+    ) -> bool {
+        let model = self.workers[&worker].held[&assignment].model;
+        let row_bytes = self.models[model].spec.d_model as usize * 4;
+        let parts = self.models[model].spec.parts.len() as u32;
+        let logits_bytes = self.models[model].spec.vocab as usize * 4;
+        let logits_max = (PAYLOAD_BYTES_MAX / logits_bytes.max(1)).max(1);
+        let mut rows_left = self.rows_max(worker, model, span);
+        let step = self.next_step;
+        let mut segments = Vec::new();
+        let mut payload: Vec<Bytes> = Vec::new();
+        for wait in waiting {
+            if rows_left == 0 || segments.len() == SEGMENTS_MAX.min(logits_max) {
+                break;
+            }
+            let session = self.sessions.get_mut(&wait.session).expect("it waits");
+            let rows = (wait.to - wait.from).min(rows_left).min(self.config.chunk_rows_max);
+            let to = wait.from + rows;
+            let Some(input) = input(session, wait.stage, wait.from, to, row_bytes) else {
+                // The log was dropped: the stages before run those rows again.
+                session.fence();
+                session.rewind();
+                continue;
+            };
+            let wants_logits =
+                span.end == parts && to == session.positions() && session.phase == Phase::Computing;
+            segments.push(Segment {
+                session: session.id,
+                epoch: session.epoch,
+                position: wait.from,
+                rows,
+                logits_rows: u32::from(wants_logits),
+                status: Status::Ok,
+            });
+            payload.push(input);
+            session.stages[wait.stage].sent = to;
+            session.served = step;
+            rows_left -= rows;
+        }
+        if segments.is_empty() {
+            return false;
+        }
+        self.next_step += 1;
+        let rows = segments.iter().map(|s| s.rows).sum();
+        let work = work_bytes(&self.models[model].spec, span);
+        let w = self.workers.get_mut(&worker).expect("it has a credit");
+        let predicted_s = w.compute_s(work, rows);
+        let in_flight = StepInFlight {
+            assignment,
+            span,
+            segments: segments.clone(),
+            sent_at: self.now,
+            deadline: self.now.plus(w.patience(predicted_s)),
+            predicted_s,
+            alone: w.in_flight.is_empty(),
+        };
+        w.in_flight.insert(step, in_flight);
+        let frame = Frame {
+            kind: FrameKind::Step,
+            assignment,
+            span,
+            step,
+            compute_us: 0,
+            dtype: if span.first == 0 { Dtype::U32 } else { Dtype::F32 },
+            segments,
+            payload: join(payload),
+        };
+        self.actions.push_back(Action::Step { worker, frame });
+        true
+    }
+
+    /// A worker answered: its rows go into the log and on to the next stage.
+    pub(crate) fn step_answered(&mut self, id: WorkerId, frame: Frame) {
+        let Some(worker) = self.workers.get_mut(&id) else { return };
+        let Some(step) = worker.in_flight.remove(&frame.step) else {
+            let reason = format!("step {} is not outstanding", frame.step);
+            self.note(Note::Ignored { worker: id, reason });
+            return;
+        };
+        let Some(model) = worker.held.get(&step.assignment).map(|h| h.model) else {
+            return; // The shard was taken back meanwhile; so were the sessions' stages.
+        };
+        let spec = &self.models[model].spec;
+        let is_head = step.span.end == spec.parts.len() as u32;
+        let width = if is_head { spec.vocab } else { spec.d_model } as usize * 4;
+        if let Err(reason) = check_answer(&step, &frame, is_head, width) {
+            self.dismiss(id, &reason, false);
+            return;
+        }
+        let work = work_bytes(spec, step.span);
+        if frame.segments.iter().all(|s| s.status == Status::Ok) {
+            let worker = self.workers.get_mut(&id).expect("it answered");
+            worker.learn(&step, work, frame.compute_us, self.now);
+        }
+        let whole = frame.segments.len() == 1;
+        let mut offset = 0;
+        for (sent, got) in step.segments.iter().zip(&frame.segments) {
+            let rows = if is_head { sent.logits_rows } else { sent.rows } as usize;
+            let mut output = Bytes::new();
+            if got.status == Status::Ok {
+                let bytes = frame.payload.slice(offset..offset + rows * width);
+                offset += rows * width;
+                // A slice would keep the other sessions' rows alive with it.
+                output = if whole { bytes } else { Bytes::copy_from_slice(&bytes) };
+            }
+            self.segment_answered(id, &step, sent, got, output);
+        }
+    }
+
+    fn segment_answered(
+        &mut self,
+        worker: WorkerId,
+        step: &StepInFlight,
+        sent: &Segment,
+        got: &Segment,
+        output: Bytes,
+    ) {
+        // Anything from before the newest fence, or for a stage since replaced, is void.
+        let Some(session) = self.sessions.get_mut(&sent.session) else { return };
+        let holder = Some((worker, step.assignment));
+        let stage = session.stages.iter().position(|s| s.holder == holder && s.span == step.span);
+        let Some(i) = stage.filter(|_| session.epoch == sent.epoch && session.is_live()) else {
+            let reason = format!("session {} has moved on", sent.session);
+            self.note(Note::Ignored { worker, reason });
+            return;
+        };
+        match got.status {
+            Status::Ok => self.rows_computed(sent, i, output),
+            Status::Gap => {
+                session.stages[i].done = session.stages[i].done.min(got.position);
+                self.again(sent.session, "a worker lacks positions of its KV cache");
+            }
+            Status::Stale => self.again(sent.session, "a worker saw a newer epoch"),
+            Status::KvFull => {
+                if self.failed_once(sent.session, "a worker's KV cache is full") {
+                    self.preempt(sent.session);
+                }
+            }
+            Status::NumericFault => self.numeric_fault(worker, sent, i),
+            Status::BadInput => {
+                // It does not hold what it said it holds.
+                self.dismiss(worker, "it refused a step of its own shard", true);
+            }
+        }
+    }
+
+    /// Sends a session's unanswered rows again behind a new fence.
+    fn again(&mut self, id: SessionId, why: &str) {
+        if self.failed_once(id, why) {
+            let session = self.sessions.get_mut(&id).expect("it goes on");
+            session.fence();
+            session.rewind();
+        }
+    }
+
+    /// A value overflowed. A trusted worker's word ends the request; another's is checked by
+    /// running the stage elsewhere, where that is possible.
+    fn numeric_fault(&mut self, worker: WorkerId, sent: &Segment, stage: usize) {
+        let session = &self.sessions[&sent.session];
+        let (model, span, request) = (session.model, session.stages[stage].span, session.request);
+        let trusted = self.workers.get(&worker).is_none_or(|w| w.spec.trusted);
+        let mut not = Vec::new();
+        if let Some(w) = self.workers.get(&worker) {
+            not.extend(w.held.keys().copied());
+        }
+        let positions = session.positions() + 1;
+        let other = self.find_route(model, span, positions, &not).filter(|_| !trusted);
+        let position = sent.position;
+        let Some(other) = other else {
+            self.refuse(request, RequestError::Numeric { position });
+            return;
+        };
+        if self.failed_once(sent.session, "a value overflowed") {
+            let session = self.sessions.get_mut(&sent.session).expect("it goes on");
+            session.stages.splice(stage..=stage, other);
+            let copy = session.clone();
+            session.fence();
+            session.rewind();
+            if !self.reserve_or_evict(&copy, positions) {
+                self.preempt(sent.session);
+            }
+        }
+    }
+
+    /// A stage computed rows `position..position + rows`.
+    fn rows_computed(&mut self, sent: &Segment, i: usize, output: Bytes) {
+        let session = self.sessions.get_mut(&sent.session).expect("it was found");
+        let row_bytes = self.models[session.model].spec.d_model as usize * 4;
+        let stage = &mut session.stages[i];
+        let end = sent.position + sent.rows;
+        let in_order = sent.position == stage.done || (i > 0 && !stage.layers);
+        if !in_order {
+            self.again(sent.session, "answers came out of order");
+            return;
+        }
+        stage.done = end;
+        let next = stage.span.end;
+        if i + 1 < session.stages.len() {
+            let boundary = session.boundaries.entry(next).or_default();
+            // A replay's rows are there already, from the first time.
+            let skip = boundary.end().saturating_sub(sent.position).min(sent.rows) as usize;
+            if skip < sent.rows as usize {
+                boundary.append(output.slice(skip * row_bytes..), row_bytes);
+            }
+        } else if sent.logits_rows == 1 && session.phase == Phase::Computing {
+            session.phase = Phase::Sampling;
+            let position = end - 1;
+            let first = end == session.prompt_len;
+            let to = if first { self.spread(sent.session) } else { vec![sent.session] };
+            for session in to {
+                let logits = output.clone();
+                self.actions.push_back(Action::Sample { session, position, logits });
+            }
+        }
+    }
+}
+
+/// The input rows `from..to` of a session's stage.
+fn input(session: &Session, stage: usize, from: u32, to: u32, row_bytes: usize) -> Option<Bytes> {
+    match session.stages[stage].span.first {
+        0 => {
+            let tokens = &session.tokens[from as usize..to as usize];
+            Some(tokens.iter().flat_map(|t| t.to_le_bytes()).collect())
+        }
+        part => session.boundaries.get(&part)?.rows(from, to, row_bytes),
+    }
+}
+
+fn join(mut pieces: Vec<Bytes>) -> Bytes {
+    if pieces.len() == 1 {
+        return pieces.remove(0);
+    }
+    let mut joined = BytesMut::with_capacity(pieces.iter().map(Bytes::len).sum());
+    for piece in pieces {
+        joined.extend_from_slice(&piece);
+    }
+    joined.freeze()
+}
+
+/// Whether an answer has the shape of its step's, and finite numbers only.
+fn check_answer(
+    step: &StepInFlight,
+    frame: &Frame,
+    is_head: bool,
+    width: usize,
+) -> Result<(), String> {
+    if frame.assignment != step.assignment || frame.span != step.span {
+        return Err(format!("step {} was answered for another shard", frame.step));
+    }
+    let same = |(a, b): (&Segment, &Segment)| a.session == b.session && a.epoch == b.epoch;
+    if frame.segments.len() != step.segments.len()
+        || !step.segments.iter().zip(&frame.segments).all(same)
+    {
+        return Err(format!("step {} was answered with other segments", frame.step));
+    }
+    let ok = step.segments.iter().zip(&frame.segments).filter(|(_, g)| g.status == Status::Ok);
+    let rows: usize = ok.map(|(s, _)| if is_head { s.logits_rows } else { s.rows } as usize).sum();
+    let expected = rows * width;
+    if frame.payload.len() != expected || (expected > 0 && frame.dtype != Dtype::F32) {
+        return Err(format!(
+            "step {} was answered with {} bytes where {expected} of f32 belong",
+            frame.step,
+            frame.payload.len()
+        ));
+    }
+    let finite = |b: &[u8]| {
+        let bits = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
+        bits & 0x7fff_ffff < 0x7f80_0000
+    };
+    if !frame.payload.chunks_exact(4).all(finite) {
+        return Err(format!("step {} was answered with values that are not finite", frame.step));
+    }
+    Ok(())
+}

@@ -1,0 +1,116 @@
+//! What the fleet looks like now.
+
+use crate::Scheduler;
+use crate::event::{FleetView, ModelView, SessionView, ShardView, WorkerView};
+use crate::fleet::{Worker, layer_count};
+use crate::session::{Phase, Session};
+
+impl Scheduler {
+    /// A picture of models, workers and sessions, for people and for the API.
+    pub fn view(&self) -> FleetView {
+        FleetView {
+            models: (0..self.models.len()).map(|m| self.model_view(m)).collect(),
+            workers: self.workers.values().map(|w| self.worker_view(w)).collect(),
+            sessions: self
+                .sessions
+                .values()
+                .filter(|s| s.is_live())
+                .map(|s| self.session_view(s))
+                .collect(),
+            queued: self.queue.len(),
+            cached_sessions: self.sessions.values().filter(|s| !s.is_live()).count(),
+            log_bytes: self.sessions.values().map(Session::log_bytes).sum(),
+        }
+    }
+
+    fn model_view(&self, model: usize) -> ModelView {
+        let spec = &self.models[model].spec;
+        let missing = self.missing(model).map(|missing| match self.shortfall(model) {
+            Some(shortfall) => format!("{missing} ({shortfall})"),
+            None => missing,
+        });
+        ModelView {
+            name: spec.name.clone(),
+            layers: spec.parts.len() as u32 - 2,
+            covered: missing.is_none(),
+            missing,
+            replicas: self.replicas(model, |h| h.ready),
+        }
+    }
+
+    fn worker_view(&self, worker: &Worker) -> WorkerView {
+        let spec = &worker.spec;
+        let state = match () {
+            () if worker.draining => "draining",
+            () if worker.held.is_empty() => "idle",
+            () if worker.held.values().all(|h| h.ready) => "ready",
+            () => "loading",
+        };
+        let shards = worker.held.iter().map(|(assignment, held)| {
+            let model = &self.models[held.model].spec;
+            let last = model.parts.len() as u32 - 1;
+            let layers = layer_count(model, held.span);
+            let first = held.span.first.max(1) - 1;
+            ShardView {
+                assignment: *assignment,
+                model: model.name.clone(),
+                layers: (layers > 0).then(|| (first, first + layers - 1)),
+                embedding: held.span.first == 0,
+                head: held.span.end == last + 1,
+                ready: held.ready,
+                weight_bytes: held.weight_bytes,
+                kv_pages: (held.pages.values().sum(), held.kv_pages),
+            }
+        });
+        let model = worker.held.values().next().map_or(0, |h| h.model);
+        let per_layer = self.models.get(model).map_or(0.0, |m| {
+            let parts = &m.spec.parts[1..m.spec.parts.len() - 1];
+            let bytes: u64 = parts.iter().map(|p| p.work_bytes).sum();
+            bytes as f64 / parts.len() as f64
+        });
+        let seconds = worker.s_per_byte[0] * per_layer;
+        WorkerView {
+            id: spec.id,
+            key: spec.key.clone(),
+            name: spec.name.clone(),
+            kind: spec.kind,
+            backend: spec.backend.clone(),
+            trusted: spec.trusted,
+            state,
+            memory_bytes: spec.memory_bytes,
+            shards: shards.collect(),
+            layer_tokens_per_s: if seconds > 0.0 { 1.0 / seconds } else { 0.0 },
+            hop_ms: worker.hop_s * 1e3,
+            steps_in_flight: worker.in_flight.len() as u32,
+            rows: worker.rows,
+            idle_because: worker.idle_because.clone(),
+        }
+    }
+
+    fn session_view(&self, session: &Session) -> SessionView {
+        let waiting_for = self.waits_for(session.id);
+        let replays = session.recoveries > 0
+            && session.stages.iter().any(|s| s.layers && s.done + 1 < session.wanted());
+        let state = match session.phase {
+            _ if waiting_for.is_some() => "waiting",
+            _ if replays => "replay",
+            Phase::Following => "prefill",
+            _ if session.positions() == session.prompt_len && session.phase == Phase::Computing => {
+                "prefill"
+            }
+            _ => "decode",
+        };
+        let route = session.stages.iter();
+        SessionView {
+            id: session.id,
+            request: session.request,
+            model: self.models[session.model].spec.name.clone(),
+            route: route.filter_map(|s| Some((s.holder?.0, s.span.first, s.span.end))).collect(),
+            prompt_tokens: session.prompt_len,
+            tokens: session.positions() - session.prompt_len,
+            state,
+            waiting_for,
+            recoveries: session.recoveries,
+        }
+    }
+}
