@@ -290,3 +290,6 @@ fn place_tensors<'a>(
     }
     Ok(tensors)
 }
+
+#[cfg(test)]
+mod tests;

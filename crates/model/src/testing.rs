@@ -1,4 +1,14 @@
 //! Small synthetic models as GGUF bytes, for tests of this and other crates.
+//!
+//! [`TinyModel`] makes a whole model of any shapes and tensor types from a seed, the same
+//! bytes on every machine; [`GgufWriter`] writes any GGUF file, also wrong ones.
+
+mod gguf_writer;
+mod tiny_model;
+mod tiny_tokenizer;
+
+pub use gguf_writer::{Entry, GgufWriter};
+pub use tiny_model::{TinyModel, random_blocks};
 
 /// A seeded stream of numbers (splitmix64): the same on every machine.
 #[derive(Clone, Debug)]
@@ -23,7 +33,7 @@ impl Random {
 
     /// A number below `bound`, which is at least 1.
     pub fn below(&mut self, bound: u64) -> u64 {
-        (u128::from(self.next()) * u128::from(bound) >> 64) as u64
+        ((u128::from(self.next()) * u128::from(bound)) >> 64) as u64
     }
 
     /// A number in [-1, 1).

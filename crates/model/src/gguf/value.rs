@@ -1,5 +1,7 @@
 //! Metadata values. Strings and arrays borrow the file.
 
+use std::fmt;
+
 use super::error::GgufError;
 use super::read::Reader;
 use crate::limits::{GGUF_ARRAY_MAX, GGUF_STRING_BYTES_MAX};
@@ -24,7 +26,7 @@ pub enum Value<'a> {
 }
 
 /// A metadata array. Its bytes were checked, so that reading it cannot fail.
-#[derive(Clone, Copy, Debug, PartialEq)]
+#[derive(Clone, Copy, PartialEq)]
 pub struct Array<'a> {
     pub(super) item: ItemType,
     pub(super) len: usize,
@@ -199,6 +201,13 @@ impl<'a> Value<'a> {
             Value::Array(v) => Some(v),
             _ => None,
         }
+    }
+}
+
+impl fmt::Debug for Array<'_> {
+    /// Its type and length: a vocabulary's elements would fill the screen.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{:?} x {}", self.item, self.len)
     }
 }
 
