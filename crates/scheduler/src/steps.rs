@@ -12,7 +12,6 @@ use protocol::{
 use crate::Scheduler;
 use crate::event::{Action, Note, RequestError};
 use crate::fleet::{StepInFlight, work_bytes};
-use crate::log::Boundary;
 use crate::session::{Phase, Session};
 
 /// A prefill chunk is not made smaller than this to keep a step short.
