@@ -1,0 +1,131 @@
+//! `GET /v1/fleet`: who holds what, and what runs. Never what is said.
+
+use serde::{Deserialize, Serialize};
+
+/// The fleet as it is now.
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct Fleet {
+    /// Served models.
+    pub models: Vec<FleetModel>,
+    /// Workers that are here.
+    pub workers: Vec<FleetWorker>,
+    /// Generations in flight.
+    pub sessions: Vec<FleetSession>,
+    /// Requests that wait to be admitted.
+    pub queued: u64,
+    /// Finished sessions whose KV cache is kept for a next turn.
+    pub cached_sessions: u64,
+    /// Bytes held by activation logs.
+    pub log_bytes: u64,
+}
+
+/// A served model.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetModel {
+    /// Its name.
+    pub name: String,
+    /// How many layers it has.
+    pub layers: u32,
+    /// Whether embedding, head and every layer are ready somewhere.
+    pub covered: bool,
+    /// What is not, for people.
+    pub missing: Option<String>,
+    /// Ready holders of the embedding.
+    pub embedding_replicas: u32,
+    /// Ready holders of each layer.
+    pub layer_replicas: Vec<u32>,
+    /// Ready holders of the head.
+    pub head_replicas: u32,
+}
+
+/// A worker.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+pub struct FleetWorker {
+    /// This connection.
+    pub id: u64,
+    /// For people.
+    pub name: String,
+    /// `embedded`, `native` or `browser`.
+    pub kind: String,
+    /// What computes.
+    pub backend: String,
+    /// Whether it may hold the embedding and the head.
+    pub trusted: bool,
+    /// `idle`, `loading`, `ready` or `draining`.
+    pub state: String,
+    /// Memory lent, bytes.
+    pub memory_bytes: u64,
+    /// What it holds or loads.
+    pub shards: Vec<FleetShard>,
+    /// Layers × tokens per second at one row a step.
+    pub layer_tokens_per_s: f64,
+    /// Round trip less computing, milliseconds.
+    pub hop_ms: f64,
+    /// Steps sent and not answered.
+    pub steps_in_flight: u32,
+    /// Rows computed since it joined.
+    pub rows: u64,
+    /// Why it holds nothing, if so.
+    pub idle_because: Option<String>,
+}
+
+/// A shard on a worker.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetShard {
+    /// Of which model.
+    pub model: String,
+    /// The first layer, from 0; `null` if it holds none.
+    pub first_layer: Option<u32>,
+    /// The last layer.
+    pub last_layer: Option<u32>,
+    /// Whether it holds the embedding.
+    pub embedding: bool,
+    /// Whether it holds the head.
+    pub head: bool,
+    /// Whether it takes steps.
+    pub ready: bool,
+    /// Weight bytes.
+    pub weight_bytes: u64,
+    /// KV pages in use.
+    pub kv_pages_used: u32,
+    /// KV pages in all.
+    pub kv_pages: u32,
+}
+
+/// A generation in flight.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetSession {
+    /// Which.
+    pub id: u64,
+    /// The request that it is a choice of.
+    pub request: u64,
+    /// Of which model.
+    pub model: String,
+    /// Its stages, in order.
+    pub route: Vec<FleetStage>,
+    /// Tokens of its prompt.
+    pub prompt_tokens: u32,
+    /// Tokens chosen so far.
+    pub tokens: u32,
+    /// `prefill`, `decode`, `replay` or `waiting`.
+    pub state: String,
+    /// What it waits for, if so.
+    pub waiting_for: Option<String>,
+    /// Stages replaced so far.
+    pub recoveries: u32,
+}
+
+/// One stage of a session's route.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetStage {
+    /// On which worker.
+    pub worker: u64,
+    /// The first layer, from 0; `null` if it runs none.
+    pub first_layer: Option<u32>,
+    /// The last layer.
+    pub last_layer: Option<u32>,
+    /// Whether the embedding is run there.
+    pub embedding: bool,
+    /// Whether the head is run there.
+    pub head: bool,
+}
