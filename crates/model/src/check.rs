@@ -216,3 +216,6 @@ fn check_tensor(
         problems.add(Problem::Tensor { name: name.to_owned(), got, expected });
     }
 }
+
+#[cfg(test)]
+mod tests;

@@ -176,3 +176,6 @@ impl<S: BlobSink> Write for HashingWriter<'_, S> {
         Ok(())
     }
 }
+
+#[cfg(test)]
+mod tests;

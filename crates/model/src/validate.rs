@@ -249,3 +249,6 @@ impl Manifest {
         blobs.iter().find_map(|b| Some((b, b.tensors.iter().find(|t| t.role == role)?)))
     }
 }
+
+#[cfg(test)]
+mod tests;
