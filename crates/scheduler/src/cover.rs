@@ -49,6 +49,15 @@ impl Scheduler {
         self.note(Note::Ready { worker: id, what });
     }
 
+    /// A shard that is being fetched is given more time for every byte that comes.
+    pub(crate) fn shard_progress(&mut self, id: WorkerId, assignment: AssignmentId, bytes: u64) {
+        let until = self.now.plus(self.config.load_patience);
+        let shard = self.workers.get_mut(&id).and_then(|w| w.held.get_mut(&assignment));
+        if let Some(shard) = shard.filter(|h| !h.ready && bytes > h.loading.0) {
+            shard.loading = (bytes, until);
+        }
+    }
+
     pub(crate) fn shard_failed(&mut self, id: WorkerId, assignment: AssignmentId, why: &str) {
         let Some(worker) = self.workers.get(&id) else { return };
         let Some(shard) = worker.held.get(&assignment) else { return };
@@ -300,6 +309,7 @@ impl Scheduler {
             model,
             span,
             ready: false,
+            loading: (0, self.now.plus(self.config.load_patience)),
             weight_bytes,
             memory_bytes: least - kv_min + u64::from(kv_pages) * page,
             kv_pages,

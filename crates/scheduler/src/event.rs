@@ -55,6 +55,15 @@ pub enum Event {
         /// What.
         assignment: AssignmentId,
     },
+    /// A worker is still fetching a shard's blobs.
+    Progress {
+        /// Who.
+        worker: WorkerId,
+        /// What.
+        assignment: AssignmentId,
+        /// Bytes verified so far.
+        bytes_done: u64,
+    },
     /// A worker can't hold a shard.
     Failed {
         /// Who.
@@ -282,14 +291,6 @@ pub enum RequestError {
     Numeric {
         /// Where.
         position: u32,
-    },
-    /// Workers kept failing on it.
-    #[error("gave up after {attempts} attempts: {why}")]
-    Attempts {
-        /// How many.
-        attempts: u32,
-        /// The last failure.
-        why: String,
     },
 }
 

@@ -53,6 +53,8 @@ pub struct Held {
     pub span: Span,
     /// Takes steps.
     pub ready: bool,
+    /// While it is not ready: bytes fetched, and when the worker counts as stuck.
+    pub loading: (u64, Time),
     /// Unique weight bytes.
     pub weight_bytes: u64,
     /// All it may take: weights, KV, scratch, bytes.

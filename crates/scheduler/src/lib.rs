@@ -67,7 +67,10 @@ pub struct Config {
     /// From a change in the fleet to placing, so that workers that come together are placed
     /// together.
     pub place_delay: Duration,
-    /// Failures of one session without a token in between, after which it is given up.
+    /// A shard that makes no progress for this long costs its worker its place.
+    pub load_patience: Duration,
+    /// Failures of one session without a token in between, after which the worker that the
+    /// last one came from is sent away.
     pub attempts_max: u32,
     /// A conversation's KV is reused from this many common tokens on.
     pub reuse_min: u32,
@@ -88,6 +91,7 @@ impl Default for Config {
             step_busy: Duration::from_millis(250),
             step_alone: Duration::from_millis(1000),
             place_delay: Duration::from_millis(250),
+            load_patience: Duration::from_secs(60),
             attempts_max: 10,
             reuse_min: 8,
         }
@@ -147,6 +151,9 @@ impl Scheduler {
             Event::Leave { worker, reason } => self.lose_worker(worker, &reason),
             Event::Drain { worker, reason } => self.drain(worker, reason),
             Event::Ready { worker, assignment } => self.shard_ready(worker, assignment),
+            Event::Progress { worker, assignment, bytes_done } => {
+                self.shard_progress(worker, assignment, bytes_done);
+            }
             Event::Failed { worker, assignment, reason } => {
                 self.shard_failed(worker, assignment, &reason);
             }
@@ -183,7 +190,9 @@ impl Scheduler {
         let steps = steps.map(|s| (s.deadline, "a step is overdue"));
         let queued = self.queue.iter().map(|(r, _)| (r.deadline, "a waiting request's deadline"));
         let running = self.requests.values().map(|r| (r.deadline, "a request's deadline"));
-        place.into_iter().chain(steps).chain(queued).chain(running).min()
+        let loads = self.workers.values().flat_map(|w| w.held.values()).filter(|h| !h.ready);
+        let loads = loads.map(|h| (h.loading.1, "a shard makes no progress"));
+        place.into_iter().chain(steps).chain(loads).chain(queued).chain(running).min()
     }
 
     fn note(&mut self, note: Note) {
@@ -194,15 +203,21 @@ impl Scheduler {
     fn pass_deadlines(&mut self) {
         let now = self.now;
         let overdue = |w: &Worker| w.in_flight.values().any(|s| s.deadline <= now);
-        let late: Vec<WorkerId> =
-            self.workers.iter().filter(|(_, w)| overdue(w)).map(|(id, _)| *id).collect();
-        for worker in late {
-            self.dismiss(worker, "a step was not answered in time", true);
-        }
+        let stuck = |w: &Worker| w.held.values().any(|h| !h.ready && h.loading.1 <= now);
+        self.dismiss_all(overdue, "a step was not answered in time");
+        self.dismiss_all(stuck, "a shard made no progress");
         self.pass_request_deadlines();
         if self.place_at.is_some_and(|t| t <= now) {
             self.place_at = None;
             self.place();
+        }
+    }
+
+    fn dismiss_all(&mut self, which: impl Fn(&Worker) -> bool, reason: &str) {
+        let late: Vec<WorkerId> =
+            self.workers.iter().filter(|(_, w)| which(w)).map(|(id, _)| *id).collect();
+        for worker in late {
+            self.dismiss(worker, reason, true);
         }
     }
 

@@ -233,18 +233,15 @@ impl Scheduler {
         self.note(Note::Preempted { session: id });
     }
 
-    /// Counts a failure that cost a session nothing but time, and gives up after too many.
-    /// Answers whether the session goes on.
-    pub(crate) fn failed_once(&mut self, id: SessionId, why: &str) -> bool {
-        let Some(session) = self.sessions.get_mut(&id) else { return false };
+    /// Counts a failure that cost a session nothing but time. The worker of too many without
+    /// a token in between is sent away.
+    pub(crate) fn failed_once(&mut self, id: SessionId, worker: WorkerId, why: &str) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
         session.attempts += 1;
-        if session.attempts < self.config.attempts_max {
-            return true;
+        if session.attempts >= self.config.attempts_max {
+            session.attempts = 0;
+            self.dismiss(worker, &format!("it kept failing a session: {why}"), true);
         }
-        let error = RequestError::Attempts { attempts: session.attempts, why: why.to_owned() };
-        let request = session.request;
-        self.refuse(request, error);
-        false
     }
 
     /// Drops logs until they fit: those of finished sessions first, then the largest.

@@ -366,7 +366,13 @@ impl Scheduler {
         let Some(session) = self.sessions.get_mut(&id) else { return };
         session.epoch += 1;
         let epoch = session.epoch;
-        for stage in session.stages.drain(..).filter(|s| s.layers) {
+        let stages = std::mem::take(&mut session.stages);
+        self.forget_stages(id, epoch, stages);
+    }
+
+    /// Tells the holders of stages to forget a session, and frees its pages there.
+    pub(crate) fn forget_stages(&mut self, id: SessionId, epoch: u32, stages: Vec<Stage>) {
+        for stage in stages.into_iter().filter(|s| s.layers) {
             let Some((worker, assignment)) = stage.holder else { continue };
             let shard = self.workers.get_mut(&worker).and_then(|w| w.held.get_mut(&assignment));
             if let Some(shard) = shard {

@@ -12,7 +12,7 @@ use protocol::{
 use crate::Scheduler;
 use crate::event::{Action, Note, RequestError};
 use crate::fleet::{StepInFlight, work_bytes};
-use crate::session::{Phase, Session};
+use crate::session::{Phase, Session, Stage};
 
 /// A prefill chunk is not made smaller than this to keep a step short.
 const CHUNK_ROWS_MIN: u32 = 16;
@@ -227,16 +227,15 @@ impl Scheduler {
             return;
         };
         match got.status {
-            Status::Ok => self.rows_computed(sent, i, output),
+            Status::Ok => self.rows_computed(worker, sent, i, output),
             Status::Gap => {
                 session.stages[i].done = session.stages[i].done.min(got.position);
-                self.again(sent.session, "a worker lacks positions of its KV cache");
+                self.again(sent.session, worker, "it lacks positions of its KV cache");
             }
-            Status::Stale => self.again(sent.session, "a worker saw a newer epoch"),
+            Status::Stale => self.again(sent.session, worker, "it saw a newer epoch"),
             Status::KvFull => {
-                if self.failed_once(sent.session, "a worker's KV cache is full") {
-                    self.preempt(sent.session);
-                }
+                self.preempt(sent.session);
+                self.failed_once(sent.session, worker, "its KV cache is full");
             }
             Status::NumericFault => self.numeric_fault(worker, sent, i),
             Status::BadInput => {
@@ -247,12 +246,12 @@ impl Scheduler {
     }
 
     /// Sends a session's unanswered rows again behind a new fence.
-    fn again(&mut self, id: SessionId, why: &str) {
-        if self.failed_once(id, why) {
-            let session = self.sessions.get_mut(&id).expect("it goes on");
+    fn again(&mut self, id: SessionId, worker: WorkerId, why: &str) {
+        if let Some(session) = self.sessions.get_mut(&id) {
             session.fence();
             session.rewind();
         }
+        self.failed_once(id, worker, why);
     }
 
     /// A value overflowed. A trusted worker's word ends the request; another's is checked by
@@ -272,27 +271,29 @@ impl Scheduler {
             self.refuse(request, RequestError::Numeric { position });
             return;
         };
-        if self.failed_once(sent.session, "a value overflowed") {
-            let session = self.sessions.get_mut(&sent.session).expect("it goes on");
-            session.stages.splice(stage..=stage, other);
-            let copy = session.clone();
-            session.fence();
-            session.rewind();
-            if !self.reserve_or_evict(&copy, positions) {
-                self.preempt(sent.session);
-            }
+        let session = self.sessions.get_mut(&sent.session).expect("it was found");
+        let old: Vec<Stage> = session.stages.splice(stage..=stage, other).collect();
+        session.fence();
+        let epoch = session.epoch;
+        self.forget_stages(sent.session, epoch, old);
+        let session = self.sessions.get_mut(&sent.session).expect("it was found");
+        session.rewind();
+        let copy = session.clone();
+        if !self.reserve_or_evict(&copy, positions) {
+            self.preempt(sent.session);
         }
+        self.failed_once(sent.session, worker, "a value overflowed");
     }
 
     /// A stage computed rows `position..position + rows`.
-    fn rows_computed(&mut self, sent: &Segment, i: usize, output: Bytes) {
+    fn rows_computed(&mut self, worker: WorkerId, sent: &Segment, i: usize, output: Bytes) {
         let session = self.sessions.get_mut(&sent.session).expect("it was found");
         let row_bytes = self.models[session.model].spec.d_model as usize * 4;
         let stage = &mut session.stages[i];
         let end = sent.position + sent.rows;
         let in_order = sent.position == stage.done || (i > 0 && !stage.layers);
         if !in_order {
-            self.again(sent.session, "answers came out of order");
+            self.again(sent.session, worker, "its answers came out of order");
             return;
         }
         stage.done = end;
