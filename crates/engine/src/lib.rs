@@ -1,12 +1,20 @@
 //! Runs one shard: a contiguous range of a model's parts, with its KV cache.
 //!
 //! Knows nothing about sockets, sessions' owners or text. See [`Shard`] for the contract.
+//!
+//! `shard` checks what comes in, `kv` keeps the sessions' keys and values, `plan` turns a
+//! span of parts into commands, `run` executes them, `cpu` holds the kernels.
 
 mod cpu;
+mod kv;
+mod plan;
+mod pool;
+mod run;
 mod shard;
 mod types;
+mod weights;
 
 pub use cpu::Isa;
 pub use numerics::PAGE_POSITIONS;
-pub use shard::{Shard, kv_page_bytes};
+pub use shard::{STEP_ROWS_MAX, Shard, kv_page_bytes};
 pub use types::*;

@@ -1,5 +1,23 @@
 //! The CPU backend: kernels whose bits do not depend on the instruction set.
 
+#![allow(clippy::needless_range_loop)] // lanes are indexed: it is what vectorises
+#![allow(clippy::too_many_arguments)] // a kernel's operands are what they are
+
+pub(crate) mod attention;
+pub(crate) mod elementwise;
+pub(crate) mod formats;
+mod portable;
+pub(crate) mod product;
+pub(crate) mod quants;
+pub(crate) mod rows;
+
+use elementwise::for_each_isa;
+use formats::{Format, Lanes};
+use model::Layout;
+use numerics::Fault;
+use product::{dot_body, widen_body};
+use quants::QuantRow;
+
 /// An instruction set that the kernels are written for; all give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Isa {
@@ -33,5 +51,89 @@ impl Isa {
     /// The fastest that this machine can run.
     pub fn best() -> Isa {
         Isa::available().into_iter().max().unwrap_or(Isa::Portable)
+    }
+}
+
+/// Canonical products of one tile with N columns; see [`portable::quantised`].
+fn quantised<F: Format, const N: usize>(
+    _isa: Isa,
+    cells: &[u8],
+    columns: [QuantRow<'_>; N],
+) -> [Lanes; N] {
+    portable::quantised::<F, N>(cells, columns)
+}
+
+/// Exact products of one tile with N columns; see [`portable::exact`].
+fn exact<F: Format, const N: usize>(isa: Isa, cells: &[u8], columns: [&[f32]; N]) -> [Lanes; N] {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx2 {
+        // SAFETY: an Isa beyond Portable is used only where it was detected.
+        return unsafe { exact_avx2::<F, N>(cells, columns) };
+    }
+    let _ = isa;
+    portable::exact::<F, N>(cells, columns)
+}
+
+#[cfg(target_arch = "x86_64")]
+#[target_feature(enable = "avx2,f16c")]
+fn exact_avx2<F: Format, const N: usize>(cells: &[u8], columns: [&[f32]; N]) -> [Lanes; N] {
+    portable::exact::<F, N>(cells, columns)
+}
+
+for_each_isa! {
+    /// Row `r` of a row-major matrix as f32.
+    widen, widen_avx2, widen_body(layout: Layout, bytes: &[u8], r: usize, out: &mut [f32])
+}
+
+for_each_isa! {
+    /// Striped dot product.
+    dot, dot_avx2, dot_body(a: &[f32], b: &[f32]) -> f32
+}
+
+/// An element of the KV cache.
+pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
+    /// Reads elements back as f32; lengths equal.
+    fn widen(isa: Isa, from: &[Self], to: &mut [f32]);
+    /// Rounds one value to the cache's precision; a fault where that overflows.
+    fn narrow_one(from: f32) -> Result<Self, Fault>;
+
+    /// Rounds a row; lengths equal.
+    fn narrow(from: &[f32], to: &mut [Self]) -> Result<(), Fault> {
+        for (t, &f) in to.iter_mut().zip(from) {
+            *t = Self::narrow_one(f)?;
+        }
+        Ok(())
+    }
+}
+
+impl Element for u16 {
+    fn widen(isa: Isa, from: &[u16], to: &mut [f32]) {
+        widen_f16(isa, from, to);
+    }
+
+    fn narrow_one(from: f32) -> Result<u16, Fault> {
+        numerics::f16::f32_to_f16(from)
+    }
+}
+
+impl Element for f32 {
+    fn widen(_isa: Isa, from: &[f32], to: &mut [f32]) {
+        to.copy_from_slice(from);
+    }
+
+    fn narrow_one(from: f32) -> Result<f32, Fault> {
+        Ok(from)
+    }
+}
+
+for_each_isa! {
+    /// f16 to f32, lengths equal.
+    widen_f16, widen_f16_avx2, widen_f16_body(from: &[u16], to: &mut [f32])
+}
+
+#[inline(always)]
+fn widen_f16_body(from: &[u16], to: &mut [f32]) {
+    for (t, &f) in to.iter_mut().zip(from) {
+        *t = formats::f16_to_f32(f);
     }
 }
