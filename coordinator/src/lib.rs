@@ -6,5 +6,10 @@
 //! come back the same way to [`http`], which samples and streams. It decides nothing about
 //! the fleet itself: that is the `scheduler` crate's.
 
+pub mod blobs;
 pub mod driver;
 pub mod http;
+pub mod pull;
+mod random;
+pub mod sockets;
+pub mod store;

@@ -5,9 +5,15 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use scheduler::{FleetView, RequestError, RequestId};
+use protocol::{Frame, ToWorker, WorkerId};
+use scheduler::{Event, FleetView, RequestError, RequestId, WorkerSpec};
 use tokio::sync::{mpsc, oneshot};
 
+use super::notes::{Entry, Notes};
+
+/// Messages that may wait for a worker's socket. Step credits bound the frames among them;
+/// a worker that lets this many pile up is lost.
+pub const OUTBOX_MAX: usize = 1024;
 /// Inputs that may wait for the driver; who sends more waits.
 pub(super) const INPUTS_MAX: usize = 1024;
 /// Events of a request that may wait for it, on top of two per choice. There is never more
@@ -23,6 +29,10 @@ pub struct DriverGone;
 pub(super) enum Input {
     /// A client wants a generation.
     Submit { request: RequestId, submit: Submit, events: mpsc::Sender<RequestEvent> },
+    /// A worker was welcomed; what is for it goes to `outbox`.
+    Join { spec: WorkerSpec, outbox: mpsc::Sender<Outgoing> },
+    /// Something else that the scheduler wants to know.
+    Event(Event),
     /// Someone asks what the fleet looks like.
     View(oneshot::Sender<FleetView>),
 }
@@ -36,12 +46,22 @@ pub(super) enum Answer {
     Cancel { request: RequestId },
 }
 
+/// What goes to a worker, in this order.
+#[derive(Clone, Debug)]
+pub enum Outgoing {
+    /// A control message.
+    Control(ToWorker),
+    /// A step.
+    Step(Frame),
+}
+
 /// A clonable way to reach the driver.
 #[derive(Clone)]
 pub struct Handle {
     pub(super) inputs: mpsc::Sender<Input>,
     pub(super) answers: mpsc::UnboundedSender<Answer>,
     pub(super) next_id: Arc<AtomicU64>,
+    pub(super) notes: Notes,
 }
 
 /// A generation to run.
@@ -86,7 +106,7 @@ impl Handle {
     /// # Errors
     /// If the driver has stopped.
     pub async fn submit(&self, submit: Submit) -> Result<Submission, DriverGone> {
-        let request = RequestId(self.next_id.fetch_add(1, Ordering::Relaxed));
+        let request = RequestId(self.fresh_id());
         let room = 2 * submit.choices as usize + EVENTS_SPARE;
         let (sender, events) = mpsc::channel(room);
         // Made first: if this future is dropped while it waits, the request is cancelled.
@@ -101,6 +121,42 @@ impl Handle {
         let (sender, view) = oneshot::channel();
         let _ = self.inputs.send(Input::View(sender)).await;
         view.await.unwrap_or_default()
+    }
+
+    /// What was noted lately, the oldest first.
+    pub fn notes(&self) -> Vec<Entry> {
+        self.notes.entries()
+    }
+
+    /// An id for a new connection of a worker.
+    pub fn fresh_worker(&self) -> WorkerId {
+        WorkerId(self.fresh_id())
+    }
+
+    /// Lets a welcomed worker in. Its messages go to `outbox`, which is dropped when the
+    /// worker is dismissed or lost; whoever carries them tells [`Event::Leave`] at the end.
+    ///
+    /// # Errors
+    /// If the driver has stopped.
+    pub async fn join(
+        &self,
+        spec: WorkerSpec,
+        outbox: mpsc::Sender<Outgoing>,
+    ) -> Result<(), DriverGone> {
+        self.inputs.send(Input::Join { spec, outbox }).await.map_err(|_| DriverGone)
+    }
+
+    /// Tells the scheduler what a worker said, or what became of it.
+    ///
+    /// # Errors
+    /// If the driver has stopped.
+    pub async fn event(&self, event: Event) -> Result<(), DriverGone> {
+        self.inputs.send(Input::Event(event)).await.map_err(|_| DriverGone)
+    }
+
+    /// Never the same twice.
+    fn fresh_id(&self) -> u64 {
+        self.next_id.fetch_add(1, Ordering::Relaxed)
     }
 }
 

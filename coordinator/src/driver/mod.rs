@@ -6,5 +6,9 @@
 //! lost (a worker) or cancelled (a request).
 
 mod handle;
+mod notes;
+mod run;
 
-pub use handle::{DriverGone, Handle, RequestEvent, Submission, Submit};
+pub use handle::{DriverGone, Handle, OUTBOX_MAX, Outgoing, RequestEvent, Submission, Submit};
+pub use notes::{Entry, NOTES_MAX};
+pub use run::start;

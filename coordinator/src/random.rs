@@ -1,0 +1,11 @@
+//! Randomness from the operating system.
+
+/// `N` random bytes in hex.
+///
+/// # Panics
+/// If the operating system has none to give.
+pub(crate) fn hex<const N: usize>() -> String {
+    let mut bytes = [0; N];
+    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
+    bytes.iter().map(|byte| format!("{byte:02x}")).collect()
+}

@@ -1,0 +1,162 @@
+//! `GET /v1/worker`: the workers' WebSocket.
+//!
+//! A peer proves its key, says what it can do, is welcomed, and from then on two loops run
+//! beside each other: one turns its messages into scheduler events, the other sends what the
+//! driver queued for it. Whatever is wrong with a peer ends that peer's connection with a
+//! reason and is counted; nobody else notices.
+
+mod connection;
+mod handshake;
+mod trust;
+
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
+
+use axum::Router;
+use axum::extract::ws::WebSocketUpgrade;
+use axum::extract::{ConnectInfo, State};
+use axum::http::{HeaderMap, StatusCode};
+use axum::response::{IntoResponse, Response};
+use axum::routing::get;
+use protocol::{CONTROL_BYTES_MAX, SUBPROTOCOL};
+use tokio::sync::Semaphore;
+use tokio_util::sync::CancellationToken;
+
+pub use self::trust::Trust;
+use crate::blobs::Tokens;
+use crate::driver::Handle;
+
+/// Workers that may be connected; more are told to come back later.
+pub const WORKERS_MAX: usize = 4096;
+/// Sockets that may be open without a good hello; more are turned away with 503.
+pub const STRANGERS_MAX: usize = 256;
+/// How long a peer may take over its hello.
+pub const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// Between pings, which measure the round trip.
+pub const PING_EVERY: Duration = Duration::from_secs(3);
+/// A worker that sends nothing for this long, not even a pong, is gone.
+pub const SILENCE_MAX: Duration = Duration::from_secs(20);
+/// How long a goodbye may take before the socket is dropped.
+pub const GOODBYE_WITHIN: Duration = Duration::from_secs(2);
+
+/// What every worker's socket shares.
+#[derive(Clone)]
+pub struct Sockets {
+    shared: Arc<Shared>,
+}
+
+struct Shared {
+    driver: Handle,
+    tokens: Tokens,
+    trust: Trust,
+    counters: Counters,
+    strangers: Arc<Semaphore>,
+    workers: Arc<Semaphore>,
+    shutdown: CancellationToken,
+}
+
+/// How often peers went wrong, since the start.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// Welcomed.
+    pub welcomed: AtomicU64,
+    /// Turned away: version, signature, token, or no room.
+    pub refused: AtomicU64,
+    /// Dismissed for a message that no worker of ours would send.
+    pub violations: AtomicU64,
+    /// Silent for [`SILENCE_MAX`], or without a hello for [`HELLO_WITHIN`].
+    pub silent: AtomicU64,
+}
+
+impl Counters {
+    fn add(counter: &AtomicU64) {
+        counter.fetch_add(1, Ordering::Relaxed);
+    }
+}
+
+impl Sockets {
+    /// Sockets that report to `driver`, hand out `tokens` for blobs and close on `shutdown`.
+    pub fn new(
+        driver: Handle,
+        tokens: Tokens,
+        trust: Trust,
+        shutdown: CancellationToken,
+    ) -> Sockets {
+        Sockets {
+            shared: Arc::new(Shared {
+                driver,
+                tokens,
+                trust,
+                counters: Counters::default(),
+                strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
+                workers: Arc::new(Semaphore::new(WORKERS_MAX)),
+                shutdown,
+            }),
+        }
+    }
+
+    /// How often peers went wrong.
+    pub fn counters(&self) -> &Counters {
+        &self.shared.counters
+    }
+
+    /// `GET /v1/worker`. Needs `ConnectInfo<SocketAddr>`.
+    pub fn router(&self) -> Router {
+        Router::new().route("/v1/worker", get(upgrade)).with_state(self.clone())
+    }
+}
+
+/// Where a socket comes from, as far as trust goes.
+#[derive(Clone, Copy, Debug)]
+struct Origin {
+    address: SocketAddr,
+    /// The address is the peer's own and the peer is no web page: no proxy stands between
+    /// (it would make everyone loopback), and no browser, where any site may open a socket
+    /// to this machine.
+    direct: bool,
+}
+
+async fn upgrade(
+    State(sockets): State<Sockets>,
+    ConnectInfo(address): ConnectInfo<SocketAddr>,
+    headers: HeaderMap,
+    socket: WebSocketUpgrade,
+) -> Response {
+    let shared = sockets.shared;
+    let Some(offered) = offered_version(&socket) else {
+        let reason = format!("a worker's socket needs the subprotocol {SUBPROTOCOL}\n");
+        return (StatusCode::BAD_REQUEST, reason).into_response();
+    };
+    let Ok(stranger) = shared.strangers.clone().try_acquire_owned() else {
+        let reason = "too many sockets are waiting to say hello, try again later\n";
+        return (StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
+    };
+    let proxied = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
+    let direct =
+        !headers.contains_key("origin") && !proxied.iter().any(|name| headers.contains_key(*name));
+    let origin = Origin { address, direct };
+    let other_version = (offered != SUBPROTOCOL).then(|| offered.clone());
+    socket
+        .protocols([offered])
+        .max_message_size(CONTROL_BYTES_MAX)
+        .max_frame_size(CONTROL_BYTES_MAX)
+        .on_upgrade(move |socket| async move {
+            connection::serve(&shared, socket, origin, other_version, stranger).await;
+        })
+}
+
+/// Ours if the peer offers it, else the first weft version that it does offer: that peer is
+/// let in as far as being told which version is spoken here.
+fn offered_version(socket: &WebSocketUpgrade) -> Option<String> {
+    let offered: Vec<String> = socket
+        .requested_protocols()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .map(|name| name.trim().to_owned())
+        .filter(|name| name.starts_with("weft.") && name.len() <= 32)
+        .collect();
+    let ours = offered.iter().find(|name| *name == SUBPROTOCOL);
+    ours.or(offered.first()).cloned()
+}

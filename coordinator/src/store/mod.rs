@@ -1,0 +1,164 @@
+//! The home folder: model files, weight blobs, and which blobs a file became.
+//!
+//! ```text
+//! WEFT_HOME/models/<name>/*.gguf       pulled models
+//! WEFT_HOME/blobs/<hash>               weights and manifests, named by their BLAKE3
+//! WEFT_HOME/manifests/<key>.json       file identity -> its manifest's hash
+//! WEFT_HOME/partial/                   downloads and conversions in progress
+//! ```
+//!
+//! A model file is mapped, checked, and turned into blobs once. Nothing that stands under
+//! its final name is ever changed: files are written under `partial/` and renamed.
+
+mod convert;
+mod gguf_file;
+mod name;
+mod serve_model;
+mod tokenizer_data;
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+
+pub use convert::{Conversion, convert};
+pub use gguf_file::{GgufFiles, find_parts};
+pub(crate) use gguf_file::{part_names, stem};
+pub use name::{clean_name, unique_name};
+pub use serve_model::{CANONICAL_1, EXACT_F32, ServedModel, prepare};
+
+use etcetera::BaseStrategy;
+
+/// What went wrong in the home folder, and where.
+#[derive(Debug, thiserror::Error)]
+pub enum StoreError {
+    /// The platform has no data folder for this user.
+    #[error("this user has no data folder: set WEFT_HOME or --home to where models are kept")]
+    NoHome,
+    /// No space is left.
+    #[error(
+        "the disk of {path} is full: {what} needs {needed_bytes} more bytes; free some, or set \
+         WEFT_HOME or --home to another disk, and run the same command again"
+    )]
+    DiskFull {
+        /// What was being written.
+        what: String,
+        /// Where.
+        path: PathBuf,
+        /// How many bytes it needs at least.
+        needed_bytes: u64,
+    },
+    /// A file or folder could not be read or written.
+    #[error("{action} {path}: {error}")]
+    Io {
+        /// What was tried.
+        action: &'static str,
+        /// On what.
+        path: PathBuf,
+        /// What the system said.
+        error: io::Error,
+    },
+    /// A model's files are not what they should be.
+    #[error("{path}: {problem}")]
+    Files {
+        /// Where.
+        path: PathBuf,
+        /// What is wrong, and what to do.
+        problem: String,
+    },
+    /// A file is no sound GGUF.
+    #[error("{path} is no sound GGUF file: {error}")]
+    Gguf {
+        /// Which.
+        path: PathBuf,
+        /// What is wrong with it.
+        error: Box<model::gguf::GgufError>,
+    },
+    /// A model cannot be run, and why.
+    #[error("{path}: {problem}")]
+    Unsupported {
+        /// Which.
+        path: PathBuf,
+        /// What is missing.
+        problem: String,
+    },
+}
+
+impl StoreError {
+    /// An I/O error, told with what was tried.
+    pub(crate) fn io(
+        action: &'static str,
+        path: &Path,
+    ) -> impl FnOnce(io::Error) -> StoreError + use<> {
+        let path = path.to_owned();
+        move |error| StoreError::Io { action, path, error }
+    }
+
+    /// An error while writing `what`, of which `needed_bytes` were still to come.
+    pub(crate) fn write(what: &str, path: &Path, needed_bytes: u64, error: io::Error) -> Self {
+        let path = path.to_owned();
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                StoreError::DiskFull { what: what.to_owned(), path, needed_bytes }
+            }
+            _ => StoreError::Io { action: "cannot write", path, error },
+        }
+    }
+}
+
+/// The home folder.
+#[derive(Clone, Debug)]
+pub struct Home {
+    root: PathBuf,
+}
+
+impl Home {
+    /// Opens the folder, made if it is not there; by default `weft` in the platform's data
+    /// folder (`~/.local/share/weft` on Linux).
+    ///
+    /// # Errors
+    /// [`StoreError::NoHome`], or the folders cannot be made.
+    pub fn open(root: Option<PathBuf>) -> Result<Home, StoreError> {
+        let root = match root {
+            Some(root) => root,
+            None => {
+                let base = etcetera::choose_base_strategy().map_err(|_| StoreError::NoHome)?;
+                base.data_dir().join("weft")
+            }
+        };
+        let home = Home { root };
+        for folder in [home.models(), home.blobs(), home.manifests(), home.partial()] {
+            fs::create_dir_all(&folder).map_err(StoreError::io("cannot make", &folder))?;
+        }
+        Ok(home)
+    }
+
+    /// Pulled models, a folder each.
+    pub fn models(&self) -> PathBuf {
+        self.root.join("models")
+    }
+
+    /// One pulled model's files.
+    pub fn model(&self, name: &str) -> PathBuf {
+        self.models().join(name)
+    }
+
+    /// Weights and manifests, named by their hash.
+    pub fn blobs(&self) -> PathBuf {
+        self.root.join("blobs")
+    }
+
+    /// Which files became which manifest.
+    pub fn manifests(&self) -> PathBuf {
+        self.root.join("manifests")
+    }
+
+    /// What is being written.
+    pub fn partial(&self) -> PathBuf {
+        self.root.join("partial")
+    }
+
+    /// The folder itself.
+    pub fn root(&self) -> &Path {
+        &self.root
+    }
+}
