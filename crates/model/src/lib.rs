@@ -22,7 +22,7 @@ mod roles;
 pub mod rope;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
-mod validate;
+pub mod validate;
 
 pub use blobs::MemoryBlobs;
 pub use check::check_supported;

@@ -50,7 +50,8 @@ pub fn repack_matrix(
         GgmlType::Other(_) => unreachable!("it has no block"),
     };
     let cell_bytes = ggml_type.layout().expect("a supported type").cell_bytes();
-    let mut buffer = vec![0; BUFFER_BYTES / cell_bytes * cell_bytes];
+    let cells = rows.div_ceil(TILE_ROWS) * (row_bytes / block_bytes);
+    let mut buffer = vec![0; cells.min(BUFFER_BYTES / cell_bytes) * cell_bytes];
     let mut filled = 0;
     let padding = [0; 256];
     for tile in data.chunks(TILE_ROWS * row_bytes) {
