@@ -1,1 +1,88 @@
-fn main() {}
+//! The commands of a checkout: `cargo xtask serve|test|ci|tidy|models|bench`.
+
+mod bench;
+mod models;
+mod process;
+mod serve;
+mod test;
+mod tidy;
+mod tools;
+
+use std::path::{Path, PathBuf};
+use std::process::ExitCode;
+
+use anyhow::{Result, bail};
+
+const HELP: &str = "\
+Usage: cargo xtask COMMAND
+
+  serve [FLAGS]           build the coordinator and run `coordinator serve FLAGS`; the default
+                          model is fetched first (`cargo xtask serve --help` lists the flags)
+  test [--all-models]     install what the tests need and run all of them; --all-models also
+                          fetches the 1.5B model (1.1 GB)
+  ci                      test, and check that it left the checkout as it was
+  tidy                    only the checks of the sources: arrows, purity, licences, sizes
+  models [--all-models]   only fetch the test models, and print their folder
+  bench [--markdown FILE] [--model FILE] [--rounds N]
+                          measure decode and prefill over local workers
+
+WEFT_TEST_MODELS names the folder of the test models (default: weft/test-models in the user's
+cache folder).
+";
+
+fn main() -> ExitCode {
+    let arguments: Vec<String> = std::env::args().skip(1).collect();
+    match run(&arguments) {
+        Ok(true) => ExitCode::SUCCESS,
+        Ok(false) => ExitCode::FAILURE,
+        Err(error) => {
+            eprintln!("error: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}
+
+/// Runs one command; `false` if what it checked is not in order, and it has said why.
+fn run(arguments: &[String]) -> Result<bool> {
+    let Some((command, rest)) = arguments.split_first() else {
+        print!("{HELP}");
+        return Ok(false);
+    };
+    match command.as_str() {
+        "serve" => serve::run(rest).map(|()| true),
+        "test" => test::run(all_models(rest)?),
+        "ci" => {
+            no_more(rest)?;
+            test::run_ci()
+        }
+        "tidy" => {
+            no_more(rest)?;
+            tidy::run()
+        }
+        "models" => models::run(all_models(rest)?).map(|()| true),
+        "bench" => bench::run(rest),
+        "help" | "-h" | "--help" => {
+            print!("{HELP}");
+            Ok(true)
+        }
+        other => bail!("no command is called '{other}'; `cargo xtask help` lists them"),
+    }
+}
+
+fn all_models(rest: &[String]) -> Result<bool> {
+    match rest {
+        [] => Ok(false),
+        [flag] if flag == "--all-models" => Ok(true),
+        _ => bail!("the only flag here is --all-models"),
+    }
+}
+
+fn no_more(rest: &[String]) -> Result<()> {
+    if rest.is_empty() { Ok(()) } else { bail!("'{}' is one flag too many", rest[0]) }
+}
+
+/// The root of the checkout.
+fn root() -> PathBuf {
+    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
+    manifest.parent().expect("xtask lies in the checkout").to_path_buf()
+}
