@@ -14,7 +14,7 @@ use crate::usage::{FinishReason, Usage};
 pub const PROMPTS_MAX: usize = 16;
 /// Token ids of one prompt at most; what fits a model's context is far less.
 pub const PROMPT_TOKENS_MAX: usize = 1 << 20;
-/// Tokens wanted per choice if the request does not say.
+/// Tokens wanted per choice if the request does not say, and the context has room for them.
 pub const COMPLETION_TOKENS_DEFAULT: u32 = 16;
 
 /// Texts to continue.
@@ -61,8 +61,7 @@ impl CompletionRequest {
         let mut fields = Fields::of_body(body)?;
         let model = fields.string("model")?;
         let prompts = take_prompts(fields.require("prompt")?)?;
-        let mut options = Options::take(&mut fields, ["max_tokens", "max_completion_tokens"])?;
-        options.max_tokens.get_or_insert(COMPLETION_TOKENS_DEFAULT);
+        let options = Options::take(&mut fields, ["max_tokens", "max_completion_tokens"])?;
         let logprobs = fields.integer_in("logprobs", 0..=TOP_LOGPROBS_MAX)?;
         let echo = fields.boolean("echo")?.unwrap_or(false);
         if echo && logprobs.is_some() {

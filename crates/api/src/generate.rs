@@ -8,7 +8,7 @@ use crate::fields::Fields;
 use crate::options::Options;
 use crate::usage::{FinishReason, Usage};
 
-/// Tokens wanted if the request does not say.
+/// Tokens wanted if the request does not say, and the context has room for them.
 pub const GENERATE_TOKENS_DEFAULT: u32 = 128;
 
 /// A text to continue.
@@ -36,8 +36,7 @@ impl GenerateRequest {
         let mut fields = Fields::of_body(body)?;
         let model = fields.string("model")?;
         let prompt = take_prompt(fields.require("prompt")?, "prompt")?;
-        let mut options = Options::take(&mut fields, ["max_new_tokens", "max_tokens"])?;
-        options.max_tokens.get_or_insert(GENERATE_TOKENS_DEFAULT);
+        let options = Options::take(&mut fields, ["max_new_tokens", "max_tokens"])?;
         if options.choices() != 1 {
             let why = "this endpoint gives one choice; /v1/completions gives several.";
             return Err(Invalid::unsupported("n", why));

@@ -27,7 +27,7 @@ pub const TIMEOUT_MIN_S: f64 = 0.001;
 /// of the sampling parameters are the sampler's to check.
 #[derive(Clone, Debug, Default, PartialEq, Serialize)]
 pub struct Options {
-    /// Tokens wanted per choice at most; by default what the context leaves.
+    /// Tokens wanted per choice at most; the endpoint's default if `None`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub max_tokens: Option<u32>,
     /// Choices wanted, 1 by default.

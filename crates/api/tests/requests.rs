@@ -224,7 +224,6 @@ fn prompts_come_in_four_shapes() {
     assert_eq!(prompts(r#"["a","b"]"#), [text("a"), text("b")]);
     assert_eq!(prompts("[1,2]"), [Prompt::Tokens(vec![1, 2])]);
     assert_eq!(prompts("[[1],[2,3]]"), [Prompt::Tokens(vec![1]), Prompt::Tokens(vec![2, 3])]);
-    assert_eq!(completion(r#""prompt":"p""#).unwrap().options.max_tokens, Some(16));
 
     let case = |json: &str, param: &str, code: &str| {
         refused(completion(&format!(r#""prompt":{json}"#)), param, code, param);
@@ -245,7 +244,8 @@ fn prompts_come_in_four_shapes() {
 fn generate_gives_one_choice() {
     let parse = |body: &str| GenerateRequest::parse(body.as_bytes());
     let read = parse(r#"{"prompt":"p"}"#).unwrap();
-    assert_eq!(read.options.max_tokens, Some(128));
+    let short = parse(r#"{"prompt":"p","max_new_tokens":3}"#).unwrap();
+    assert_eq!((read.options.max_tokens, short.options.max_tokens), (None, Some(3)));
     let one = parse(r#"{"prompt":"p","n":1,"logprobs":false}"#).unwrap();
     assert_eq!((one.options.choices(), one.prompt), (1, read.prompt));
     refused(parse(r#"{"prompt":"p","n":2}"#), "n", "unsupported_parameter", "/v1/completions");
