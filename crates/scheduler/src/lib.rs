@@ -74,6 +74,20 @@ pub struct Config {
     pub attempts_max: u32,
     /// A conversation's KV is reused from this many common tokens on.
     pub reuse_min: u32,
+    /// Leaves out what an invariant rests on, so that the simulation can show that it would
+    /// notice. All off everywhere else.
+    pub sabotage: Sabotage,
+}
+
+/// One switch for each thing that the simulation must miss when it is gone.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Sabotage {
+    /// Lets answers from before the newest fence count.
+    pub accept_old_epochs: bool,
+    /// Takes a replaced stage for one that has the KV of the lost one, whatever it says.
+    pub skip_replay: bool,
+    /// Logs a replay's rows a second time.
+    pub log_replays: bool,
 }
 
 impl Default for Config {
@@ -94,6 +108,7 @@ impl Default for Config {
             load_patience: Duration::from_secs(60),
             attempts_max: 10,
             reuse_min: 8,
+            sabotage: Sabotage::default(),
         }
     }
 }

@@ -1,0 +1,486 @@
+//! Virtual time, a network that loses things, and the scheduler in the middle.
+
+use std::cmp::Reverse;
+use std::collections::{BTreeMap, BinaryHeap};
+use std::time::Duration;
+
+use protocol::{BlobRef, Frame, FromWorker, ToWorker, WorkerId, WorkerKind};
+use scheduler::{
+    Action, Config, Event, Holds, ModelSpec, Note, PartSpec, Sabotage, Scheduler, Time, WorkerSpec,
+};
+use worker_core::Event as CoreEvent;
+
+use crate::clients::Clients;
+use crate::faults::{Fault, Rng, Tally};
+use crate::machine::{Machine, Wish};
+use crate::model::{D_MODEL, VOCAB};
+
+pub const LAYERS: u32 = 6;
+const MIB: u64 = 1 << 20;
+/// Faults strike until then, virtual µs.
+const FAULTS_UNTIL_US: u64 = 60_000_000;
+/// By then everything must have finished.
+const END_US: u64 = 900_000_000;
+/// A run that handles more events than this spins.
+const EVENTS_MAX: u64 = 2_000_000;
+
+/// Something that happens at a time.
+pub enum Happening {
+    ToWorker(WorkerId, Parcel),
+    ToCoordinator(WorkerId, Answer),
+    Core(WorkerId, CoreEvent),
+    Gone(WorkerId, String),
+    Connect(Box<Machine>),
+    Strike,
+    Client(crate::clients::Doing),
+    Tick,
+}
+
+#[derive(Clone, Debug)]
+pub enum Parcel {
+    Control(ToWorker),
+    Frame(Frame),
+}
+
+#[derive(Clone, Debug)]
+pub enum Answer {
+    Control(FromWorker),
+    Frame(Frame),
+}
+
+pub struct World {
+    pub now: u64,
+    pub rng: Rng,
+    pub tally: Tally,
+    scheduler: Scheduler,
+    machines: BTreeMap<WorkerId, Machine>,
+    /// Arrival of the last message to and from each connection: messages keep their order
+    /// unless a fault lets one overtake.
+    last_arrival: BTreeMap<(WorkerId, bool), u64>,
+    queue: BinaryHeap<Reverse<(u64, u64)>>,
+    pending: BTreeMap<u64, Happening>,
+    sequence: u64,
+    next_worker: u64,
+    next_key: u64,
+    clients: Clients,
+    tick_at: Option<u64>,
+    /// The session whose messages are printed, from `WEFT_SIM_TRACE`.
+    traced: Option<String>,
+}
+
+/// Runs one seed to its end.
+///
+/// # Panics
+/// Whenever an invariant is broken, saying which.
+pub fn run(seed: u64, sabotage: Sabotage) -> Tally {
+    let mut world = World::new(seed, sabotage);
+    world.start();
+    let mut events = 0u64;
+    while let Some(Reverse((at, key))) = world.queue.pop() {
+        world.now = at;
+        assert!(at < END_US, "seed {seed}: not finished: {}", world.clients.describe());
+        let happening = world.pending.remove(&key).expect("it was put there");
+        world.happen(happening);
+        world.check(seed);
+        events += 1;
+        assert!(events < EVENTS_MAX, "seed {seed}: it spins at {at} µs");
+        if world.now > FAULTS_UNTIL_US && world.clients.all_done() {
+            break;
+        }
+    }
+    assert!(world.clients.all_done(), "seed {seed}: stuck: {}", world.clients.describe());
+    world.tally
+}
+
+fn model() -> ModelSpec {
+    let blob = |name: &str, bytes: u64| BlobRef { hash: format!("{name:0>64}"), bytes };
+    let tied = blob("e", 2 * MIB);
+    let mut parts = vec![PartSpec { blobs: vec![tied.clone()], work_bytes: 0 }];
+    for layer in 0..LAYERS {
+        let blobs = vec![blob(&format!("{layer}"), MIB)];
+        parts.push(PartSpec { blobs, work_bytes: MIB });
+    }
+    parts.push(PartSpec { blobs: vec![blob("f", 100), tied], work_bytes: 2 * MIB });
+    ModelSpec {
+        name: "fake".into(),
+        manifest: blob("a", 1000),
+        class: "canonical-1".into(),
+        parts,
+        d_model: D_MODEL,
+        vocab: VOCAB,
+        context: 2000,
+        kv_bytes_per_position: 16,
+    }
+}
+
+impl World {
+    fn new(seed: u64, sabotage: Sabotage) -> World {
+        let config = Config {
+            sessions_max: 12,
+            queue_max: 40,
+            cached_sessions_max: 6,
+            log_bytes_max: 60_000,
+            kv_positions_max: 1280,
+            kv_positions_min: 640,
+            scratch_bytes: MIB / 4,
+            chunk_rows_max: 48,
+            load_patience: Duration::from_secs(10),
+            sabotage,
+            ..Config::default()
+        };
+        World {
+            now: 0,
+            rng: Rng::new(seed),
+            tally: Tally::default(),
+            scheduler: Scheduler::new(config),
+            machines: BTreeMap::new(),
+            last_arrival: BTreeMap::new(),
+            queue: BinaryHeap::new(),
+            pending: BTreeMap::new(),
+            sequence: 0,
+            next_worker: 1,
+            next_key: 1,
+            clients: Clients::default(),
+            tick_at: None,
+            traced: std::env::var("WEFT_SIM_TRACE").ok().map(|id| format!("SessionId({id})")),
+        }
+    }
+
+    fn start(&mut self) {
+        self.tell(Event::AddModel(model()));
+        for i in 0..6 {
+            let machine = self.new_machine(i < 2);
+            let at = self.rng.below(2_000_000);
+            self.at(at, Happening::Connect(Box::new(machine)));
+        }
+        for doing in self.clients.plan(&mut self.rng, FAULTS_UNTIL_US) {
+            self.at(doing.0, Happening::Client(doing.1));
+        }
+        self.at(3_000_000, Happening::Strike);
+    }
+
+    fn new_machine(&mut self, trusted: bool) -> Machine {
+        let key = format!("{:0>64x}", self.next_key);
+        self.next_key += 1;
+        let memory = match trusted {
+            true => self.rng.between(4 * MIB, 6 * MIB),
+            false => self.rng.between(2 * MIB, 5 * MIB),
+        };
+        let row_us = self.rng.between(50, 2_000);
+        Machine::new(key, trusted, memory, row_us, LAYERS)
+    }
+
+    pub fn at(&mut self, time: u64, happening: Happening) {
+        self.sequence += 1;
+        self.queue.push(Reverse((time.max(self.now), self.sequence)));
+        self.pending.insert(self.sequence, happening);
+    }
+
+    /// Prints what concerns the traced session.
+    fn trace(&self, what: &str, worker: WorkerId, message: &dyn std::fmt::Debug) {
+        if let Some(traced) = &self.traced {
+            let text = format!("{message:?}");
+            if text.contains(traced.as_str()) {
+                println!("{} {what} worker {worker}: {text}", self.now);
+            }
+        }
+    }
+
+    fn faulty(&self) -> bool {
+        self.now < FAULTS_UNTIL_US
+    }
+
+    fn happen(&mut self, happening: Happening) {
+        match happening {
+            Happening::ToWorker(id, parcel) => {
+                let event = match parcel {
+                    Parcel::Control(message) => CoreEvent::Control(message),
+                    Parcel::Frame(frame) => CoreEvent::Frame(frame),
+                };
+                self.core(id, event);
+            }
+            Happening::ToCoordinator(id, answer) => self.answered(id, answer),
+            Happening::Core(id, event) => self.core(id, event),
+            Happening::Gone(id, reason) => self.tell(Event::Leave { worker: id, reason }),
+            Happening::Connect(machine) => self.connect(*machine),
+            Happening::Strike => self.strike(),
+            Happening::Client(doing) => {
+                let (events, later) = self.clients.act(doing, self.now, &mut self.tally);
+                for (at, doing) in later {
+                    self.at(at, Happening::Client(doing));
+                }
+                for event in events {
+                    self.tell(event);
+                }
+            }
+            Happening::Tick => {
+                if self.tick_at.is_some_and(|t| t <= self.now) {
+                    self.tick_at = None;
+                    self.tell(Event::Tick);
+                    let next = self.scheduler.next_deadline();
+                    assert!(next.is_none_or(|(t, _)| t.0 > self.now), "{next:?} is not ahead");
+                }
+            }
+        }
+        self.set_tick();
+    }
+
+    fn set_tick(&mut self) {
+        if let Some((at, _)) = self.scheduler.next_deadline()
+            && self.tick_at.is_none_or(|t| at.0 < t)
+        {
+            self.tick_at = Some(at.0);
+            self.at(at.0, Happening::Tick);
+        }
+    }
+
+    /// Gives the scheduler an event and carries out what it wants.
+    fn tell(&mut self, event: Event) {
+        self.scheduler.handle(Time(self.now), event);
+        while let Some(action) = self.scheduler.poll_action() {
+            match action {
+                Action::Control { worker, message } => {
+                    self.send(worker, Parcel::Control(message));
+                }
+                Action::Step { worker, frame } => self.send(worker, Parcel::Frame(frame)),
+                Action::Dismiss { worker, retry, .. } => self.dismissed(worker, retry),
+                Action::Note(note) => self.noted(&note),
+                action => {
+                    for (at, doing) in
+                        self.clients.hear(action, self.now, &mut self.rng, &mut self.tally)
+                    {
+                        self.at(at, Happening::Client(doing));
+                    }
+                }
+            }
+        }
+    }
+
+    fn noted(&mut self, note: &Note) {
+        self.trace("note", WorkerId(0), note);
+        match note {
+            Note::Recovered { .. } => self.tally.count(Fault::Replaced),
+            Note::Preempted { .. } => self.tally.count(Fault::Preempted),
+            Note::Waiting { .. } => self.tally.count(Fault::Uncovered),
+            Note::Ignored { reason, .. } if reason.contains("moved on") => {
+                self.tally.count(Fault::Stale);
+            }
+            _ => {}
+        }
+    }
+
+    fn connect(&mut self, mut machine: Machine) {
+        let id = WorkerId(self.next_worker);
+        self.next_worker += 1;
+        machine.core.handle(self.now, CoreEvent::Disconnected);
+        while machine.core.poll_action().is_some() {}
+        let spec = WorkerSpec {
+            id,
+            key: machine.key.clone(),
+            name: machine.key.clone(),
+            kind: WorkerKind::Native,
+            backend: "fake".into(),
+            trusted: machine.trusted,
+            holds: Holds::Anything,
+            memory_bytes: machine.memory_bytes,
+            bytes_per_s: [1e9, 1e9],
+            step_credits: 2,
+            classes: vec!["canonical-1".into()],
+            cached: Vec::new(),
+        };
+        self.machines.insert(id, machine);
+        let nonce = "0".repeat(64);
+        let challenge = ToWorker::Challenge { protocol: protocol::PROTOCOL_VERSION, nonce };
+        self.core(id, CoreEvent::Control(challenge));
+        // The greeting is the shell's business and goes without faults.
+        let signed = CoreEvent::Signed {
+            public_key: "0".repeat(64),
+            signature: "0".repeat(128),
+            cached: Vec::new(),
+        };
+        self.core(id, signed);
+        let welcome = ToWorker::Welcome { worker: id, blob_token: "t".into(), trusted: false };
+        self.core(id, CoreEvent::Control(welcome));
+        self.tell(Event::Join(spec));
+    }
+
+    /// Gives a machine's core an event, and the machine's wishes to the world.
+    fn core(&mut self, id: WorkerId, event: CoreEvent) {
+        let Some(machine) = self.machines.get_mut(&id) else { return };
+        if machine.frozen_until > self.now {
+            let until = machine.frozen_until;
+            self.at(until, Happening::Core(id, event));
+            return;
+        }
+        let before = id;
+        for wish in machine.handle(self.now, event) {
+            match wish {
+                Wish::Send(FromWorker::Hello(_)) => {}
+                Wish::Send(message) => self.reply(before, Answer::Control(message)),
+                Wish::SendFrame(frame) => self.reply(before, Answer::Frame(frame)),
+                // The world answers it itself, in `connect`.
+                Wish::Later(_, CoreEvent::Signed { .. }) => {}
+                Wish::Later(after, event) => {
+                    self.at(self.now + after, Happening::Core(id, event));
+                }
+                Wish::Close(reason) => self.lose(id, reason, true),
+            }
+        }
+    }
+
+    fn send(&mut self, to: WorkerId, parcel: Parcel) {
+        self.trace("to", to, &parcel);
+        if let Parcel::Control(ToWorker::Assign(assignment)) = &parcel {
+            assert!(!assignment.blobs.is_empty());
+        }
+        for at in self.arrivals(to, true) {
+            self.at(at, Happening::ToWorker(to, parcel.clone()));
+        }
+    }
+
+    fn reply(&mut self, from: WorkerId, mut answer: Answer) {
+        if let Answer::Frame(frame) = &mut answer
+            && self.faulty()
+            && !frame.payload.is_empty()
+        {
+            if self.rng.chance(4) {
+                self.tally.count(Fault::Nan);
+                let mut bytes = frame.payload.to_vec();
+                bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+                frame.payload = bytes.into();
+            } else if self.rng.chance(4) {
+                self.tally.count(Fault::Short);
+                frame.payload = frame.payload.slice(4..);
+            }
+        }
+        for at in self.arrivals(from, false) {
+            self.at(at, Happening::ToCoordinator(from, answer.clone()));
+        }
+    }
+
+    /// When a message arrives: once, or as the faults will have it.
+    fn arrivals(&mut self, worker: WorkerId, down: bool) -> Vec<u64> {
+        let latency = self.rng.between(100, 3_000);
+        let faulty = self.faulty();
+        let last = self.last_arrival.entry((worker, down)).or_default();
+        let at = (self.now + latency).max(*last + 1);
+        if !faulty {
+            *last = at;
+            return vec![at];
+        }
+        if self.rng.chance(8) {
+            self.tally.count(Fault::Lost);
+            return Vec::new();
+        }
+        if self.rng.chance(60) {
+            self.tally.count(Fault::Reordered);
+            return vec![at + self.rng.between(1_000, 50_000)];
+        }
+        if self.rng.chance(4) {
+            self.tally.count(Fault::Late);
+            return vec![at + self.rng.between(9_000_000, 20_000_000)];
+        }
+        *last = at;
+        if self.rng.chance(60) {
+            self.tally.count(Fault::Duplicated);
+            return vec![at, at + self.rng.between(1, 30_000)];
+        }
+        vec![at]
+    }
+
+    fn answered(&mut self, worker: WorkerId, answer: Answer) {
+        self.trace("from", worker, &answer);
+        let event = match answer {
+            Answer::Frame(frame) => Event::Result { worker, frame },
+            Answer::Control(FromWorker::Ready { assignment }) => {
+                Event::Ready { worker, assignment }
+            }
+            Answer::Control(FromWorker::Failed { assignment, reason }) => {
+                Event::Failed { worker, assignment, reason }
+            }
+            Answer::Control(FromWorker::Progress { assignment, bytes_done, .. }) => {
+                Event::Progress { worker, assignment, bytes_done }
+            }
+            Answer::Control(FromWorker::Drain { reason }) => Event::Drain { worker, reason },
+            Answer::Control(FromWorker::Hello(_) | FromWorker::Pong { .. }) => return,
+        };
+        self.tell(event);
+    }
+
+    /// The scheduler closed a connection.
+    fn dismissed(&mut self, id: WorkerId, retry: bool) {
+        let Some(old) = self.machines.remove(&id) else { return };
+        let back = self.rng.between(500_000, 5_000_000);
+        let mut machine = Machine::new(old.key, old.trusted, old.memory_bytes, old.row_us, LAYERS);
+        if !retry {
+            // Its owner repairs it and it comes as another.
+            machine.key = format!("{:0>64x}", self.next_key);
+            self.next_key += 1;
+        }
+        self.at(self.now + back, Happening::Connect(Box::new(machine)));
+    }
+
+    /// A machine's connection breaks; the coordinator notices a little later.
+    fn lose(&mut self, id: WorkerId, reason: String, comes_back: bool) {
+        let Some(old) = self.machines.remove(&id) else { return };
+        let noticed = self.now + self.rng.between(1_000, 2_000_000);
+        self.at(noticed, Happening::Gone(id, reason));
+        if comes_back {
+            let ghost = self.rng.chance(2_000);
+            let back = match ghost {
+                true => self.now + 500,
+                false => self.now + self.rng.between(1_000_000, 12_000_000),
+            };
+            if ghost {
+                self.tally.count(Fault::Ghost);
+            }
+            let fresh = Machine::new(old.key, old.trusted, old.memory_bytes, old.row_us, LAYERS);
+            self.at(back, Happening::Connect(Box::new(fresh)));
+        }
+    }
+
+    /// Now and then something happens to a machine.
+    fn strike(&mut self) {
+        if !self.faulty() {
+            return;
+        }
+        let again = self.now + self.rng.between(200_000, 3_000_000);
+        self.at(again, Happening::Strike);
+        let ids: Vec<WorkerId> = self.machines.keys().copied().collect();
+        if ids.is_empty() {
+            return;
+        }
+        let id = ids[self.rng.below(ids.len() as u64) as usize];
+        match self.rng.below(10) {
+            0..=5 => {
+                self.tally.count(Fault::Killed);
+                self.lose(id, "killed".into(), true);
+            }
+            6..=7 => {
+                self.tally.count(Fault::Frozen);
+                let until = self.now + self.rng.between(1_000_000, 30_000_000);
+                self.machines.get_mut(&id).expect("it is there").frozen_until = until;
+            }
+            _ => {
+                self.tally.count(Fault::Drained);
+                self.core(id, CoreEvent::Drain { reason: "its owner wants it back".into() });
+            }
+        }
+    }
+
+    /// What must hold at every moment.
+    fn check(&self, seed: u64) {
+        let view = self.scheduler.view();
+        for worker in &view.workers {
+            for shard in &worker.shards {
+                let (used, all) = shard.kv_pages;
+                assert!(used <= all, "seed {seed}: {used} of {all} KV pages on {}", worker.id);
+            }
+            assert!(worker.steps_in_flight <= 2, "seed {seed}: more steps than credits");
+        }
+        assert!(view.sessions.len() <= 12, "seed {seed}: too many sessions");
+        assert!(view.queued <= 40, "seed {seed}: too many wait");
+        assert!(view.cached_sessions <= 6, "seed {seed}: too many cached");
+        assert!(view.log_bytes <= 250_000, "seed {seed}: logs of {} bytes", view.log_bytes);
+    }
+}
