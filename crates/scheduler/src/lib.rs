@@ -84,7 +84,7 @@ pub struct Config {
 pub struct Sabotage {
     /// Lets answers from before the newest fence count.
     pub accept_old_epochs: bool,
-    /// Takes a replaced stage for one that has the KV of the lost one, whatever it says.
+    /// Never runs rows again whose output is known.
     pub skip_replay: bool,
     /// Logs a replay's rows a second time.
     pub log_replays: bool,

@@ -103,11 +103,6 @@ impl Scheduler {
         let session = self.sessions.get_mut(&id).expect("it was just there");
         session.stages = candidate.stages;
         session.recoveries += 1;
-        if self.config.sabotage.skip_replay {
-            for i in 0..session.stages.len() {
-                session.stages[i].done = session.available(i).min(session.wanted());
-            }
-        }
         session.fence();
         session.rewind();
         let behind = session.stages.iter().filter(|s| s.layers && s.done < session.wanted());

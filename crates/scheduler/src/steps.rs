@@ -12,6 +12,7 @@ use protocol::{
 use crate::Scheduler;
 use crate::event::{Action, Note, RequestError};
 use crate::fleet::{StepInFlight, work_bytes};
+use crate::log::Boundary;
 use crate::session::{Phase, Session, Stage};
 
 /// A prefill chunk is not made smaller than this to keep a step short.
@@ -51,7 +52,11 @@ impl Scheduler {
                 if holder != worker {
                     continue;
                 }
-                let from = stage.sent;
+                let mut from = stage.sent;
+                if self.config.sabotage.skip_replay {
+                    let boundary = session.boundaries.get(&stage.span.end);
+                    from = from.max(boundary.map_or(session.wanted(), Boundary::end));
+                }
                 let to = session.available(i);
                 let ends_alone = !stage.layers && i > 0;
                 // The head alone runs only the row that is wanted.
@@ -230,9 +235,7 @@ impl Scheduler {
         match got.status {
             Status::Ok => self.rows_computed(worker, sent, i, output),
             Status::Gap => {
-                if !self.config.sabotage.skip_replay {
-                    session.stages[i].done = session.stages[i].done.min(got.position);
-                }
+                session.stages[i].done = session.stages[i].done.min(got.position);
                 self.again(sent.session, worker, "it lacks positions of its KV cache");
             }
             Status::Stale => self.again(sent.session, worker, "it saw a newer epoch"),
