@@ -30,6 +30,41 @@ fn read_model(file: &str, optional: bool) -> Option<Vec<u8>> {
     }
 }
 
+/// One row of one tensor, as gguf-py 0.19's `GGUFReader` and `dequantize` read it: FNV-1a 64
+/// over the little-endian f32s, and the first three of them as bits.
+struct Spot {
+    tensor: &'static str,
+    row: usize,
+    hash: u64,
+    first: [u32; 3],
+}
+
+const fn spot(tensor: &'static str, row: usize, hash: u64, first: [u32; 3]) -> Spot {
+    Spot { tensor, row, hash, first }
+}
+
+const SMOLLM2: [Spot; 4] = [
+    spot("token_embd.weight", 49150, 0xc041112ded28fbe5, [0x3d278000, 0xbd7b4000, 0x3cc90000]),
+    spot("blk.0.attn_q.weight", 574, 0xc44f9257d942a7af, [0x3dc94000, 0xbe1a4000, 0xbeacb400]),
+    spot("blk.29.ffn_down.weight", 574, 0x0710fb0d8a3dd3c7, [0x3dc42000, 0xbe346000, 0xbd24a000]),
+    spot("output_norm.weight", 0, 0xea814bed6299e304, [0x3fe10000, 0x3fe90000, 0x3fe40000]),
+];
+
+/// Q8_0, Q5_0, F32, Q6_K, Q4_K.
+const QWEN2: [Spot; 5] = [
+    spot("output.weight", 151_934, 0x70d4d292808f350e, [0x3c9f5400, 0x3c147700, 0xbcb6dd80]),
+    spot("token_embd.weight", 151_934, 0x7dcd8d1b3d3340c1, [0x3c9e2000, 0x3c0fc000, 0xbcbae000]),
+    spot("blk.0.attn_norm.weight", 0, 0xf6c6223d4216aa94, [0xbd83a000, 0x3da00000, 0xbd816000]),
+    spot("blk.0.ffn_down.weight", 894, 0x47ad0d1754892a05, [0xbc943800, 0x3bcbcd00, 0xbb943800]),
+    spot("blk.11.ffn_down.weight", 894, 0x9040efc56678363a, [0x39a06000, 0xbc3a3d00, 0xbbb53a00]),
+];
+
+fn fnv1a(row: &[f32]) -> u64 {
+    row.iter().flat_map(|x| x.to_le_bytes()).fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
+}
+
 /// Checks each blob as it comes, without keeping it: its length, its hash, and that every
 /// tensor's first, middle and last rows are those of the file.
 struct Check<'g> {
@@ -37,6 +72,8 @@ struct Check<'g> {
     open: Vec<u8>,
     blobs: usize,
     rows_compared: usize,
+    spots: &'g [Spot],
+    spots_seen: usize,
 }
 
 impl BlobSink for Check<'_> {
@@ -59,6 +96,13 @@ impl BlobSink for Check<'_> {
             let name = tensor.role.gguf_name(layer);
             let source = self.gguf.tensor(&name).expect("the file has it");
             let matrix = Matrix::of_tensor(tensor, &self.open).expect("the blob holds it");
+            for spot in self.spots.iter().filter(|spot| spot.tensor == name) {
+                let mut row = vec![0.0; tensor.cols as usize];
+                matrix.dequant_row(spot.row, &mut row);
+                assert_eq!([row[0], row[1], row[2]].map(f32::to_bits), spot.first, "{name}");
+                assert_eq!(fnv1a(&row), spot.hash, "{name}, row {}", spot.row);
+                self.spots_seen += 1;
+            }
             let row_bytes = source.data().len() / tensor.rows as usize;
             let mut ours = vec![0.0; tensor.cols as usize];
             let mut theirs = ours.clone();
@@ -78,11 +122,13 @@ impl BlobSink for Check<'_> {
     }
 }
 
-fn check_conversion(gguf: &Gguf<'_>, name: &str, blobs: usize) -> Manifest {
+fn check_conversion(gguf: &Gguf<'_>, name: &str, blobs: usize, spots: &[Spot]) -> Manifest {
     let convert_once = || {
-        let mut check = Check { gguf, open: Vec::new(), blobs: 0, rows_compared: 0 };
+        let mut check =
+            Check { gguf, open: Vec::new(), blobs: 0, rows_compared: 0, spots, spots_seen: 0 };
         let manifest = convert(gguf, name, &mut check).expect("it converts");
         assert_eq!(check.blobs, blobs);
+        assert_eq!(check.spots_seen, spots.len());
         assert!(check.rows_compared > 3 * blobs);
         manifest
     };
@@ -129,7 +175,7 @@ fn smollm2_is_what_the_goldens_say() {
     assert_eq!(tokens.count(), 49151);
     assert_eq!(gguf.get_i32_array("tokenizer.ggml.token_type").map(|t| t.len()), Some(49152));
 
-    let manifest = check_conversion(&gguf, "smollm2-135m", 32);
+    let manifest = check_conversion(&gguf, "smollm2-135m", 32, &SMOLLM2);
     assert!(manifest.tied());
     let (_, head) = manifest.tensor(31, Role::Output).expect("the tied head");
     assert_eq!((head.role, head.layout), (Role::TokenEmbedding, Layout::Q8));
@@ -161,7 +207,7 @@ fn qwen2_is_what_its_publisher_says() {
     for ggml_type in [GgmlType::Q5_0, GgmlType::Q8_0, GgmlType::Q4K, GgmlType::Q6K] {
         assert!(types.contains(&ggml_type), "no tensor of type {ggml_type}");
     }
-    let manifest = check_conversion(&gguf, "qwen2.5-coder-0.5b", 27);
+    let manifest = check_conversion(&gguf, "qwen2.5-coder-0.5b", 27, &QWEN2);
     assert!(!manifest.tied());
     let (_, bias) = manifest.tensor(1, Role::AttnQBias).expect("the first layer's");
     assert_eq!((bias.layout, bias.cols), (Layout::F32, 896));

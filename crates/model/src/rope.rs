@@ -106,6 +106,26 @@ mod tests {
         assert_eq!(inverse_frequencies(1.0, 6), [1.0; 3]);
     }
 
+    /// FNV-1a 64 over the little-endian f64s, computed with 60 decimal digits.
+    #[test]
+    fn all_are_the_nearest_f64() {
+        for (base, head_dim, expected) in [
+            (10000.0, 128, 0x20298441d7cd33bf),
+            (500000.0, 128, 0x9d794b96ad43c210),
+            (1000000.0, 128, 0xbc678fcc5ea233eb),
+            (1000000.0, 64, 0x9f686f918669afd5),
+            (10000.0, 80, 0x3cac495369e14454),
+            (10000.0, 96, 0x9679cfac9a5d6791),
+            (150000.0, 1024, 0xff8bb1bb26bff49c),
+        ] {
+            let bytes = inverse_frequencies(base, head_dim).into_iter().flat_map(f64::to_le_bytes);
+            let hash = bytes.fold(0xcbf2_9ce4_8422_2325u64, |hash, byte| {
+                (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+            });
+            assert_eq!(hash, expected, "base {base}, head width {head_dim}: {hash:016x}");
+        }
+    }
+
     #[test]
     fn the_start_does_not_matter() {
         // 1e5^(-2/64), SmolLM2's first: any start within a few units gives the same f64.
