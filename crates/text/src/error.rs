@@ -102,9 +102,6 @@ pub enum Error {
         /// What came.
         got: usize,
     },
-    /// Every token was banned or pushed to minus infinity.
-    #[error("logit_bias leaves no token to choose: raise some of its values")]
-    NothingToChoose,
 }
 
 /// Whom an [`Error`] concerns.
@@ -131,8 +128,7 @@ impl Error {
             | Error::TemplateRefused { .. }
             | Error::TemplateFailed { .. }
             | Error::TemplateLimit { .. }
-            | Error::BadParameter { .. }
-            | Error::NothingToChoose => Fault::Request,
+            | Error::BadParameter { .. } => Fault::Request,
             Error::NonFiniteLogit { .. } | Error::LogitsLength { .. } => Fault::Numbers,
         }
     }

@@ -21,7 +21,7 @@ pub enum Special {
 
 #[derive(Debug)]
 enum Algorithm {
-    Bpe(ByteLevelBpe),
+    Bpe(Box<ByteLevelBpe>),
     SentencePiece(SentencePiece),
 }
 
@@ -48,7 +48,8 @@ impl Tokenizer {
                 let pre_tokenizer = PreTokenizer::new(data.pre.as_deref())?;
                 let add_bos = data.add_bos.unwrap_or(pre_tokenizer.add_bos);
                 let (vocabulary, ids) = Vocabulary::new(data, Spelling::ByteLevel)?;
-                let algorithm = Algorithm::Bpe(ByteLevelBpe::new(data, &ids, pre_tokenizer)?);
+                let algorithm =
+                    Algorithm::Bpe(Box::new(ByteLevelBpe::new(data, &ids, pre_tokenizer)?));
                 let add_eos = data.add_eos.unwrap_or(false);
                 Tokenizer { vocabulary, algorithm, add_bos, add_eos, add_space_prefix: false }
             }
