@@ -1,0 +1,466 @@
+//! One behaviour a test, event by event. What happens under faults is the simulation's.
+
+use std::collections::BTreeMap;
+use std::time::Duration;
+
+use bytes::Bytes;
+use protocol::{BlobRef, Frame, FrameKind, SessionId, Status, ToWorker, WorkerId, WorkerKind};
+use scheduler::{
+    Action, Config, Event, Holds, ModelSpec, Note, PartSpec, Request, RequestError, RequestId,
+    Scheduler, Time, WorkerSpec,
+};
+
+const MIB: u64 = 1 << 20;
+const LAYERS: u32 = 4;
+const VOCAB: u32 = 8;
+const D_MODEL: u32 = 2;
+
+/// A scheduler whose workers load at once and answer when told to.
+struct Bench {
+    scheduler: Scheduler,
+    now: u64,
+    /// Steps sent and not answered.
+    steps: Vec<(WorkerId, Frame)>,
+    controls: Vec<(WorkerId, ToWorker)>,
+    samples: Vec<(SessionId, u32)>,
+    started: BTreeMap<RequestId, (Vec<SessionId>, u32)>,
+    refused: BTreeMap<RequestId, RequestError>,
+    dismissed: Vec<(WorkerId, String, bool)>,
+    notes: Vec<Note>,
+}
+
+fn model() -> ModelSpec {
+    let blob = |name: &str, bytes| BlobRef { hash: format!("{name:0>64}"), bytes };
+    let part = |name: &str, work_bytes| PartSpec { blobs: vec![blob(name, MIB)], work_bytes };
+    let mut parts = vec![part("e", 0)];
+    parts.extend((0..LAYERS).map(|layer| part(&layer.to_string(), MIB)));
+    parts.push(part("e", MIB));
+    ModelSpec {
+        name: "m".into(),
+        manifest: blob("a", 100),
+        class: "canonical-1".into(),
+        parts,
+        d_model: D_MODEL,
+        vocab: VOCAB,
+        context: 1000,
+        kv_bytes_per_position: 16,
+    }
+}
+
+impl Bench {
+    fn new(config: Config) -> Bench {
+        let mut bench = Bench {
+            scheduler: Scheduler::new(Config { scratch_bytes: 0, ..config }),
+            now: 0,
+            steps: Vec::new(),
+            controls: Vec::new(),
+            samples: Vec::new(),
+            started: BTreeMap::new(),
+            refused: BTreeMap::new(),
+            dismissed: Vec::new(),
+            notes: Vec::new(),
+        };
+        bench.tell(Event::AddModel(model()));
+        bench
+    }
+
+    fn tell(&mut self, event: Event) {
+        self.scheduler.handle(Time(self.now), event);
+        let mut ready = Vec::new();
+        while let Some(action) = self.scheduler.poll_action() {
+            match action {
+                Action::Control { worker, message } => {
+                    if let ToWorker::Assign(assignment) = &message {
+                        ready.push(Event::Ready { worker, assignment: assignment.id });
+                    }
+                    self.controls.push((worker, message));
+                }
+                Action::Step { worker, frame } => self.steps.push((worker, frame)),
+                Action::Dismiss { worker, reason, retry } => {
+                    self.steps.retain(|(w, _)| *w != worker);
+                    self.dismissed.push((worker, reason, retry));
+                }
+                Action::Started { request, sessions, cached_tokens } => {
+                    self.started.insert(request, (sessions, cached_tokens));
+                }
+                Action::Sample { session, position, logits } => {
+                    assert_eq!(logits.len(), VOCAB as usize * 4);
+                    self.samples.push((session, position));
+                }
+                Action::Refused { request, error } => drop(self.refused.insert(request, error)),
+                Action::Note(note) => self.notes.push(note),
+            }
+        }
+        for event in ready {
+            self.tell(event);
+        }
+    }
+
+    /// Lets time pass, deadline by deadline.
+    fn pass(&mut self, time: Duration) {
+        let until = self.now + time.as_micros() as u64;
+        while let Some((at, _)) = self.scheduler.next_deadline().filter(|(at, _)| at.0 <= until) {
+            self.now = self.now.max(at.0);
+            self.tell(Event::Tick);
+        }
+        self.now = until;
+    }
+
+    fn join(&mut self, id: u64, memory_bytes: u64, trusted: bool, holds: Holds) {
+        self.join_as(id, &format!("{id:0>64}"), memory_bytes, trusted, holds);
+    }
+
+    fn join_as(&mut self, id: u64, key: &str, memory_bytes: u64, trusted: bool, holds: Holds) {
+        self.tell(Event::Join(WorkerSpec {
+            id: WorkerId(id),
+            key: key.into(),
+            name: format!("w{id}"),
+            kind: WorkerKind::Native,
+            backend: "cpu".into(),
+            trusted,
+            holds,
+            memory_bytes,
+            bytes_per_s: [1e9, 2e8],
+            step_credits: 2,
+            classes: vec!["canonical-1".into()],
+            cached: Vec::new(),
+        }));
+        self.pass(Duration::from_secs(1));
+    }
+
+    fn submit(&mut self, id: u64, prompt: Vec<u32>, choices: u32) {
+        let deadline = Time(self.now + 60_000_000);
+        let request = Request {
+            id: RequestId(id),
+            model: "m".into(),
+            prompt,
+            choices,
+            max_new_tokens: 10,
+            deadline,
+        };
+        self.tell(Event::Submit(request));
+    }
+
+    /// Answers the oldest step with zeros of the right shape.
+    fn answer(&mut self) -> Frame {
+        let (worker, step) = self.steps.remove(0);
+        self.answer_step(worker, &step, |_| {});
+        step
+    }
+
+    fn answer_step(&mut self, worker: WorkerId, step: &Frame, spoil: impl Fn(&mut Frame)) {
+        let head = step.span.end == LAYERS + 2;
+        let rows: u32 =
+            step.segments.iter().map(|s| if head { s.logits_rows } else { s.rows }).sum();
+        let width = if head { VOCAB } else { D_MODEL };
+        let mut frame = Frame {
+            kind: FrameKind::Result,
+            compute_us: 1000,
+            dtype: protocol::Dtype::F32,
+            payload: Bytes::from(vec![0; (rows * width * 4) as usize]),
+            ..step.clone()
+        };
+        spoil(&mut frame);
+        self.now += 1500;
+        self.tell(Event::Result { worker, frame });
+    }
+
+    fn answer_all(&mut self) {
+        while !self.steps.is_empty() {
+            self.answer();
+        }
+    }
+
+    fn shards(&self) -> Vec<(u64, Option<(u32, u32)>, bool, bool)> {
+        let view = self.scheduler.view();
+        let all = view.workers.iter().flat_map(|w| w.shards.iter().map(move |s| (w.id.0, s)));
+        all.map(|(w, s)| (w, s.layers, s.embedding, s.head)).collect()
+    }
+
+    fn session(&self, request: u64) -> SessionId {
+        self.started[&RequestId(request)].0[0]
+    }
+}
+
+fn alone() -> Bench {
+    let mut bench = Bench::new(Config::default());
+    bench.join(1, 100 * MIB, true, Holds::Anything);
+    bench
+}
+
+#[test]
+fn one_worker_holds_all_and_a_token_takes_one_step() {
+    let mut bench = alone();
+    assert_eq!(bench.shards(), [(1, Some((0, 3)), true, true)]);
+    bench.submit(1, vec![1, 2, 3], 1);
+    let step = bench.answer();
+    assert_eq!((step.segments[0].rows, step.segments[0].logits_rows), (3, 1));
+    let session = bench.session(1);
+    assert_eq!(bench.samples, [(session, 2)]);
+    bench.tell(Event::Sampled { session, token: 7 });
+    let step = bench.answer();
+    assert_eq!((step.segments[0].position, step.payload.len()), (3, 4));
+    assert_eq!(bench.samples[1], (session, 3));
+}
+
+#[test]
+fn the_ends_go_to_trusted_workers_only() {
+    let mut bench = Bench::new(Config::default());
+    bench.join(1, 100 * MIB, false, Holds::Anything);
+    assert_eq!(bench.shards(), [], "nobody may hold the ends yet");
+    bench.join(2, 2 * MIB, true, Holds::Ends);
+    let mut shards = bench.shards();
+    shards.sort();
+    let expected =
+        [(1, Some((0, 3)), false, false), (2, None, false, true), (2, None, true, false)];
+    assert_eq!(shards, expected);
+    bench.submit(1, vec![1, 2], 1);
+    bench.answer_all();
+    assert_eq!(bench.samples, [(bench.session(1), 1)]);
+}
+
+#[test]
+fn what_cannot_run_is_refused_with_the_reason() {
+    let config = Config { queue_max: 1, sessions_max: 1, ..Config::default() };
+    let mut bench = Bench::new(config);
+    bench.submit(1, vec![0; 1000], 1);
+    let expected =
+        RequestError::TooLong { positions: 1001, limit: 1000, why: "the model's context".into() };
+    assert_eq!(bench.refused[&RequestId(1)], expected);
+    bench.submit(2, vec![1], 1);
+    bench.submit(3, vec![1], 1);
+    assert!(matches!(bench.refused[&RequestId(3)], RequestError::Busy { waiting: 1, .. }));
+    bench.pass(Duration::from_secs(61));
+    let doing = "waiting for the embedding, layers 0..=3, the head of m".to_owned();
+    let expected = RequestError::Deadline { waited_s: 60, doing };
+    assert_eq!(bench.refused[&RequestId(2)], expected);
+}
+
+#[test]
+fn a_fleet_too_small_says_how_much_is_missing() {
+    let mut bench = Bench::new(Config::default());
+    bench.join(1, 3 * MIB, true, Holds::Anything);
+    let view = bench.scheduler.view();
+    let missing = view.models[0].missing.as_deref().unwrap();
+    assert!(missing.starts_with("the embedding, layers 0..=3, the head (m needs "), "{missing}");
+    assert!(missing.contains("the workers here lend 3 MiB"), "{missing}");
+    let why = view.workers[0].idle_because.as_deref().unwrap();
+    assert!(why.starts_with("waits for more workers"), "{why}");
+}
+
+#[test]
+fn long_prompts_go_in_chunks_and_decodes_pass_them() {
+    let mut bench = alone();
+    bench.submit(1, vec![1], 1);
+    bench.answer();
+    bench.submit(2, (0..700).map(|t| t % 8).collect(), 1);
+    let first = bench.session(1);
+    bench.tell(Event::Sampled { session: first, token: 1 });
+    let rows: Vec<u32> =
+        bench.steps.iter().flat_map(|(_, f)| f.segments.iter().map(|s| s.rows)).collect();
+    assert!(rows.iter().all(|r| *r <= 256), "{rows:?}");
+    // The decode goes with the next step, not behind the whole prompt.
+    let mut seen = 0;
+    while bench.samples.len() < 2 {
+        seen += bench.answer().segments.iter().map(|s| s.rows).sum::<u32>();
+    }
+    assert_eq!(bench.samples[1].0, first);
+    assert!(seen < 700, "the decode waited for {seen} rows");
+}
+
+#[test]
+fn sessions_that_wait_for_the_same_stage_share_a_step() {
+    let mut bench = alone();
+    for request in 1..=4 {
+        bench.submit(request, vec![request as u32], 1);
+    }
+    bench.answer_all();
+    let sessions: Vec<SessionId> = (1..=4).map(|r| bench.session(r)).collect();
+    for session in sessions {
+        bench.tell(Event::Sampled { session, token: 1 });
+    }
+    let widths: Vec<usize> = bench.steps.iter().map(|(_, f)| f.segments.len()).collect();
+    assert_eq!(widths, [1, 1], "two credits are taken one by one");
+    bench.answer();
+    assert_eq!(bench.steps.last().unwrap().1.segments.len(), 2, "the rest goes together");
+}
+
+#[test]
+fn choices_share_their_prompt() {
+    let mut bench = alone();
+    bench.submit(1, vec![1, 2, 3], 3);
+    bench.answer_all();
+    let (sessions, _) = bench.started[&RequestId(1)].clone();
+    assert_eq!(bench.samples, sessions.iter().map(|s| (*s, 2)).collect::<Vec<_>>());
+    let forks = bench.controls.iter().filter_map(|(_, m)| match m {
+        ToWorker::Fork { from, to, positions, .. } => Some((*from, *to, *positions)),
+        _ => None,
+    });
+    let expected = [(sessions[0], sessions[1], 3), (sessions[0], sessions[2], 3)];
+    assert_eq!(forks.collect::<Vec<_>>(), expected);
+}
+
+#[test]
+fn a_next_turn_computes_only_what_is_new() {
+    let mut bench = alone();
+    let prompt: Vec<u32> = (0..20).map(|t| t % 8).collect();
+    bench.submit(1, prompt.clone(), 1);
+    bench.answer_all();
+    let session = bench.session(1);
+    bench.tell(Event::Sampled { session, token: 5 });
+    bench.answer_all();
+    bench.tell(Event::Finish { session });
+    let next: Vec<u32> = prompt.into_iter().chain([5, 6, 7]).collect();
+    bench.submit(2, next, 1);
+    assert_eq!(bench.started[&RequestId(2)].1, 21, "the prompt and the token that was fed");
+    assert_eq!(bench.answer().segments[0].rows, 2);
+    assert_eq!(bench.scheduler.view().cached_sessions, 0, "the old turn is superseded");
+}
+
+#[test]
+fn a_client_that_leaves_frees_its_session_at_once() {
+    let mut bench = alone();
+    bench.submit(1, vec![1, 2, 3], 1);
+    let session = bench.session(1);
+    bench.tell(Event::Cancel { request: RequestId(1) });
+    assert!(bench.scheduler.view().sessions.is_empty());
+    let told = bench.controls.iter().any(
+        |(_, m)| matches!(m, ToWorker::Truncate { session: s, positions: 0, .. } if *s == session),
+    );
+    assert!(told, "the worker keeps the KV of a session that is over");
+    bench.answer_all();
+    assert_eq!(bench.samples, [], "an answer for nobody");
+}
+
+#[test]
+fn a_lost_stage_alone_is_replayed_and_its_late_answer_ignored() {
+    let mut bench = Bench::new(Config::default());
+    bench.join(1, 2 * MIB, true, Holds::Ends);
+    bench.join(2, 3 * MIB, false, Holds::Anything);
+    bench.join(3, 3 * MIB, false, Holds::Anything);
+    bench.submit(1, vec![1, 2, 3, 4], 1);
+    bench.answer_all();
+    let session = bench.session(1);
+    bench.tell(Event::Sampled { session, token: 6 });
+    // The embedding answers, then the first layers' worker is lost with the step.
+    bench.answer();
+    let (lost, step) = bench.steps[0].clone();
+    assert!(lost == WorkerId(2) || lost == WorkerId(3));
+    bench.steps.clear();
+    bench.tell(Event::Leave { worker: lost, reason: "gone".into() });
+    let waits = bench.scheduler.view().sessions[0].waiting_for.clone().unwrap();
+    assert!(waits.contains("layer"), "{waits}");
+    // An answer that was under way changes nothing.
+    bench.answer_step(lost, &step, |_| {});
+    assert_eq!(bench.samples.len(), 1);
+    bench.join(4, 3 * MIB, false, Holds::Anything);
+    let replay = bench.answer();
+    assert_eq!((replay.segments[0].position, replay.segments[0].rows), (0, 5));
+    // The other stages go on with the one new row.
+    while !bench.steps.is_empty() {
+        let step = bench.answer();
+        assert_eq!(step.segments[0].rows, 1);
+    }
+    assert_eq!(bench.samples[1], (session, 4));
+}
+
+#[test]
+fn wrong_shapes_and_nan_cost_a_worker_its_place_and_nobody_a_token() {
+    let nan: fn(&mut Frame) = |f| {
+        let mut bytes = f.payload.to_vec();
+        bytes[..4].copy_from_slice(&f32::NAN.to_le_bytes());
+        f.payload = bytes.into();
+    };
+    let short: fn(&mut Frame) = |f| f.payload = f.payload.slice(4..);
+    let other: fn(&mut Frame) = |f| f.segments[0].session = SessionId(99);
+    for spoil in [nan, short, other] {
+        let mut bench = alone();
+        bench.join(2, 100 * MIB, true, Holds::Anything);
+        bench.submit(1, vec![1, 2], 1);
+        let (worker, step) = bench.steps.remove(0);
+        bench.answer_step(worker, &step, spoil);
+        assert_eq!((bench.dismissed[0].0, bench.dismissed[0].2), (worker, false));
+        bench.answer_all();
+        assert_eq!(bench.samples, [(bench.session(1), 1)], "the replica takes over");
+    }
+}
+
+#[test]
+fn a_trusted_workers_overflow_ends_the_request() {
+    let mut bench = alone();
+    bench.submit(1, vec![1, 2], 1);
+    let (worker, step) = bench.steps.remove(0);
+    bench.answer_step(worker, &step, |f| {
+        f.segments[0].status = Status::NumericFault;
+        f.payload = Bytes::new();
+    });
+    assert_eq!(bench.refused[&RequestId(1)], RequestError::Numeric { position: 0 });
+}
+
+#[test]
+fn a_worker_that_does_not_answer_is_sent_away() {
+    let mut bench = alone();
+    bench.submit(1, vec![1, 2], 1);
+    bench.steps.clear();
+    bench.pass(Duration::from_secs(30));
+    assert_eq!(bench.dismissed.len(), 1);
+    assert!(bench.dismissed[0].2, "it may come back");
+    bench.join(2, 100 * MIB, true, Holds::Anything);
+    bench.answer_all();
+    assert_eq!(bench.samples, [(bench.session(1), 1)]);
+}
+
+#[test]
+fn a_reconnect_replaces_its_ghost() {
+    let mut bench = alone();
+    bench.submit(1, vec![1, 2], 1);
+    bench.join_as(2, &format!("{:0>64}", 1), 100 * MIB, true, Holds::Anything);
+    assert_eq!(bench.dismissed.len(), 1);
+    assert_eq!(bench.dismissed[0].0, WorkerId(1));
+    bench.answer_all();
+    assert_eq!(bench.samples, [(bench.session(1), 1)]);
+}
+
+#[test]
+fn a_draining_worker_is_given_nothing_new() {
+    let mut bench = alone();
+    bench.join(2, 100 * MIB, true, Holds::Anything);
+    bench.tell(Event::Drain { worker: WorkerId(1), reason: "battery".into() });
+    bench.pass(Duration::from_secs(1));
+    bench.submit(1, vec![1, 2], 1);
+    assert!(bench.steps.iter().all(|(w, _)| *w == WorkerId(2)));
+    bench.answer_all();
+    assert_eq!(bench.samples.len(), 1);
+}
+
+#[test]
+fn when_the_kv_cache_runs_out_the_youngest_waits_and_comes_back() {
+    let config = Config { kv_positions_min: 128, kv_positions_max: 128, ..Config::default() };
+    let mut bench = Bench::new(config);
+    bench.join(1, 100 * MIB, true, Holds::Anything);
+    bench.submit(1, vec![1; 62], 1);
+    bench.submit(2, vec![2; 62], 1);
+    bench.answer_all();
+    let (old, young) = (bench.session(1), bench.session(2));
+    // The second page that the older one needs is the younger one's.
+    for _ in 0..2 {
+        bench.tell(Event::Sampled { session: old, token: 1 });
+        bench.answer_all();
+    }
+    assert!(bench.notes.contains(&Note::Preempted { session: young }));
+    assert_eq!(bench.samples.iter().filter(|(s, _)| *s == old).count(), 3);
+    bench.tell(Event::Sampled { session: young, token: 1 });
+    bench.tell(Event::Cancel { request: RequestId(1) });
+    let replay = bench.answer();
+    assert_eq!((replay.segments[0].session, replay.segments[0].rows), (young, 63));
+    assert_eq!(bench.samples.last(), Some(&(young, 62)));
+}
+
+#[test]
+fn a_new_worker_with_nothing_to_do_becomes_a_replica() {
+    let mut bench = alone();
+    bench.join(2, 3 * MIB, false, Holds::Anything);
+    let replica = bench.shards().into_iter().find(|(w, ..)| *w == 2).unwrap();
+    assert_eq!((replica.2, replica.3), (false, false));
+    assert!(replica.1.is_some(), "it holds some layers");
+}
