@@ -15,6 +15,9 @@ const LAYERS: u32 = 4;
 const VOCAB: u32 = 8;
 const D_MODEL: u32 = 2;
 
+/// Worker, first and last layer, embedding, head.
+type Shard = (u64, Option<(u32, u32)>, bool, bool);
+
 /// A scheduler whose workers load at once and answer when told to.
 struct Bench {
     scheduler: Scheduler,
@@ -171,7 +174,7 @@ impl Bench {
         }
     }
 
-    fn shards(&self) -> Vec<(u64, Option<(u32, u32)>, bool, bool)> {
+    fn shards(&self) -> Vec<Shard> {
         let view = self.scheduler.view();
         let all = view.workers.iter().flat_map(|w| w.shards.iter().map(move |s| (w.id.0, s)));
         all.map(|(w, s)| (w, s.layers, s.embedding, s.head)).collect()
