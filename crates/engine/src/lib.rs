@@ -11,6 +11,8 @@ mod plan;
 mod pool;
 mod run;
 mod shard;
+#[cfg(feature = "testing")]
+pub mod testing;
 mod types;
 mod weights;
 

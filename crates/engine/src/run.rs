@@ -12,7 +12,7 @@ use crate::cpu::attention::Attention;
 use crate::cpu::product::{Activations, lookup, product, tiles};
 use crate::cpu::quants::Quants;
 use crate::cpu::rows::RowsMut;
-use crate::cpu::{Element, Isa, elementwise};
+use crate::cpu::{Element, Isa, append, elementwise};
 use crate::kv::Kv;
 use crate::plan::{Buffer, Command, Factor};
 use crate::pool::Pool;
@@ -302,11 +302,7 @@ impl Machine {
                     let (k, v) =
                         page[start..start + 2 * shape.head_len()].split_at_mut(shape.head_len());
                     let from = row * width + head * hd..row * width + (head + 1) * hd;
-                    for (e, &x) in keys[from.clone()].iter().enumerate() {
-                        k[e * PAGE_POSITIONS + slot] =
-                            E::narrow_one(x).map_err(|_| RowFault(row))?;
-                    }
-                    E::narrow(&values[from], &mut v[slot * hd..(slot + 1) * hd])
+                    append(self.isa, &keys[from.clone()], &values[from], slot, k, v)
                         .map_err(|_| RowFault(row))?;
                 }
             }

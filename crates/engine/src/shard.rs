@@ -70,7 +70,8 @@ impl Shard {
         };
         let machine = Machine {
             class,
-            isa: limits.isa,
+            // Whatever was asked for: beyond what the machine has would be unsound.
+            isa: limits.isa.min(crate::Isa::best()),
             dims,
             eps: f32::from_bits(manifest.rms_eps_bits),
             inv_freq: manifest.rope.inv_freq_bits.iter().map(|&b| f64::from_bits(b)).collect(),

@@ -19,6 +19,13 @@ pub(crate) struct Matrix {
 }
 
 impl Matrix {
+    /// A matrix that is a blob by itself.
+    #[cfg(feature = "testing")]
+    pub(crate) fn whole(layout: Layout, rows: usize, cols: usize, blob: BlobBytes) -> Matrix {
+        let range = 0..(*blob).as_ref().len();
+        Matrix { layout, rows, cols, blob, range }
+    }
+
     /// The matrix in its [`Layout`].
     pub(crate) fn bytes(&self) -> &[u8] {
         &(*self.blob).as_ref()[self.range.clone()]

@@ -4,6 +4,10 @@
 #![allow(clippy::too_many_arguments)] // a kernel's operands are what they are
 
 pub(crate) mod attention;
+#[cfg(target_arch = "x86_64")]
+mod avx2;
+#[cfg(target_arch = "x86_64")]
+mod avx512;
 pub(crate) mod elementwise;
 pub(crate) mod formats;
 mod portable;
@@ -14,7 +18,7 @@ pub(crate) mod rows;
 use elementwise::for_each_isa;
 use formats::{Format, Lanes};
 use model::Layout;
-use numerics::Fault;
+use numerics::{Fault, PAGE_POSITIONS};
 use product::{dot_body, widen_body};
 use quants::QuantRow;
 
@@ -54,12 +58,21 @@ impl Isa {
     }
 }
 
-/// Canonical products of one tile with N columns; see [`portable::quantised`].
+/// Canonical products of one tile (its `cells`) with N columns: `[N][16 rows]`.
 fn quantised<F: Format, const N: usize>(
-    _isa: Isa,
+    isa: Isa,
     cells: &[u8],
     columns: [QuantRow<'_>; N],
 ) -> [Lanes; N] {
+    #[cfg(target_arch = "x86_64")]
+    match isa {
+        Isa::Portable => {}
+        // SAFETY: an Isa beyond Portable is used only where it was detected.
+        Isa::Avx2 => return unsafe { avx2::quantised::<F, N>(cells, columns) },
+        // SAFETY: as above.
+        Isa::Avx512 => return unsafe { avx512::quantised::<F, N>(cells, columns) },
+    }
+    let _ = isa;
     portable::quantised::<F, N>(cells, columns)
 }
 
@@ -94,16 +107,28 @@ for_each_isa! {
 pub(crate) trait Element: Copy + Default + Send + Sync + 'static {
     /// Reads elements back as f32; lengths equal.
     fn widen(isa: Isa, from: &[Self], to: &mut [f32]);
-    /// Rounds one value to the cache's precision; a fault where that overflows.
-    fn narrow_one(from: f32) -> Result<Self, Fault>;
+    /// Rounds a row to the cache's precision, lengths equal; a fault where that overflows.
+    fn narrow(isa: Isa, from: &[f32], to: &mut [Self]) -> Result<(), Fault>;
+}
 
-    /// Rounds a row; lengths equal.
-    fn narrow(from: &[f32], to: &mut [Self]) -> Result<(), Fault> {
-        for (t, &f) in to.iter_mut().zip(from) {
-            *t = Self::narrow_one(f)?;
-        }
-        Ok(())
+/// Writes one position of one kv head, `key` and `value` `[hd]`, at `slot` of its page:
+/// `k` is `[hd][64]`, `v` `[64][hd]`.
+pub(crate) fn append<E: Element>(
+    isa: Isa,
+    key: &[f32],
+    value: &[f32],
+    slot: usize,
+    k: &mut [E],
+    v: &mut [E],
+) -> Result<(), Fault> {
+    let head_dim = key.len();
+    // The value's place serves as scratch for the key's rounding.
+    let row = &mut v[slot * head_dim..(slot + 1) * head_dim];
+    E::narrow(isa, key, row)?;
+    for (keys, &rounded) in k.chunks_exact_mut(PAGE_POSITIONS).zip(&*row) {
+        keys[slot] = rounded;
     }
+    E::narrow(isa, value, row)
 }
 
 impl Element for u16 {
@@ -111,8 +136,17 @@ impl Element for u16 {
         widen_f16(isa, from, to);
     }
 
-    fn narrow_one(from: f32) -> Result<u16, Fault> {
-        numerics::f16::f32_to_f16(from)
+    fn narrow(isa: Isa, from: &[f32], to: &mut [u16]) -> Result<(), Fault> {
+        #[cfg(target_arch = "x86_64")]
+        if isa >= Isa::Avx2 {
+            // SAFETY: an Isa beyond Portable is used only where it was detected.
+            return unsafe { avx2::narrow_f16(from, to) };
+        }
+        let _ = isa;
+        for (t, &f) in to.iter_mut().zip(from) {
+            *t = numerics::f16::f32_to_f16(f)?;
+        }
+        Ok(())
     }
 }
 
@@ -121,18 +155,20 @@ impl Element for f32 {
         to.copy_from_slice(from);
     }
 
-    fn narrow_one(from: f32) -> Result<f32, Fault> {
-        Ok(from)
+    fn narrow(_isa: Isa, from: &[f32], to: &mut [f32]) -> Result<(), Fault> {
+        to.copy_from_slice(from);
+        Ok(())
     }
 }
 
-for_each_isa! {
-    /// f16 to f32, lengths equal.
-    widen_f16, widen_f16_avx2, widen_f16_body(from: &[u16], to: &mut [f32])
-}
-
-#[inline(always)]
-fn widen_f16_body(from: &[u16], to: &mut [f32]) {
+/// f16 to f32, lengths equal.
+pub(crate) fn widen_f16(isa: Isa, from: &[u16], to: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx2 {
+        // SAFETY: an Isa beyond Portable is used only where it was detected.
+        return unsafe { avx2::widen_f16(from, to) };
+    }
+    let _ = isa;
     for (t, &f) in to.iter_mut().zip(from) {
         *t = formats::f16_to_f32(f);
     }

@@ -111,8 +111,14 @@ impl Task<'_> {
         let mut t = columns.start;
         // SAFETY: passed on.
         unsafe {
+            // AVX-512 has the registers for eight sums.
+            while self.isa == Isa::Avx512 && t + 8 <= columns.end {
+                let group = std::array::from_fn(|n| x.row(t + n));
+                self.store(tile, t, &super::quantised::<F, 8>(self.isa, cells, group));
+                t += 8;
+            }
             while t + 4 <= columns.end {
-                let group = [x.row(t), x.row(t + 1), x.row(t + 2), x.row(t + 3)];
+                let group = std::array::from_fn(|n| x.row(t + n));
                 self.store(tile, t, &super::quantised::<F, 4>(self.isa, cells, group));
                 t += 4;
             }
