@@ -18,7 +18,8 @@ use minijinja::syntax::SyntaxConfig;
 use minijinja::value::{Rest, Value, ValueKind, ValueOrKwargs};
 use minijinja::{Environment, Error, ErrorKind, State, filters, functions, tests};
 
-/// Bytes that one rendering may make in all: values, captured and printed text.
+/// Bytes that one rendering may make in all: values, captured and printed text. What a value
+/// takes in memory is at most a few times what it is charged.
 pub(crate) const BYTES_MAX: u64 = 64 << 20;
 /// Instructions of one rendering at most; some 5,000 messages of ordinary templates.
 pub(crate) const FUEL_MAX: u64 = 1_000_000;
