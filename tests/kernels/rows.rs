@@ -120,8 +120,9 @@ fn quantise() {
             s.expect_all(&column(|b| b.s), &format!("s of case {case}, {isa:?}"));
             for (b, want) in want.iter().enumerate() {
                 assert_eq!(q[b * BLOCK..(b + 1) * BLOCK], want.q, "case {case}, {isa:?}");
-                let sum =
-                    |half: usize| want.q[16 * half..][..16].iter().map(|&q| i32::from(q)).sum::<i32>();
+                let sum = |half: usize| {
+                    want.q[16 * half..][..16].iter().map(|&q| i32::from(q)).sum::<i32>()
+                };
                 assert_eq!(sums[b], [sum(0), sum(1)], "case {case}, {isa:?}");
             }
             let at = random.below(x.len() as u64) as usize;

@@ -3,8 +3,10 @@
 //! Knows nothing about sockets, sessions' owners or text. See [`Shard`] for the contract.
 //!
 //! `shard` checks what comes in, `kv` keeps the sessions' keys and values, `plan` turns a
-//! span of parts into commands, `run` executes them, `cpu` holds the kernels.
+//! span of parts into commands, `run` executes them, `cpu` holds the kernels;
+//! `benchmark` measures them at a model's shapes.
 
+mod benchmark;
 mod cpu;
 mod kv;
 mod plan;
@@ -16,6 +18,7 @@ pub mod testing;
 mod types;
 mod weights;
 
+pub use benchmark::{LayerTimes, benchmark};
 pub use cpu::Isa;
 pub use numerics::PAGE_POSITIONS;
 pub use shard::{STEP_ROWS_MAX, Shard, kv_page_bytes};
