@@ -20,10 +20,8 @@ const WASM_CRATES: [&str; 8] =
     ["protocol", "api", "model", "scheduler", "worker-core", "numerics", "reference", "engine"];
 /// Seeds of the simulation, if `WEFT_SIM_SEEDS` does not say.
 const SIM_SEEDS: &str = "200";
-/// Mutated inputs for each parser.
+/// Mutated inputs for each parser, if `WEFT_FUZZ_INPUTS` does not say.
 const FUZZ_INPUTS: &str = "1000000";
-/// The parsers that are fed mutated inputs.
-const FUZZ_TARGETS: [&str; 2] = ["gguf", "frame"];
 
 const QUICK_MAX: Duration = Duration::from_secs(300);
 const BUILD_MAX: Duration = Duration::from_secs(1800);
@@ -113,16 +111,15 @@ fn run_tests(report: &mut Report) -> Result<()> {
     Ok(())
 }
 
-/// Feeds each parser mutated inputs. The programs are built optimised: nothing here is
-/// debugged, and the number of inputs counts.
+/// Feeds each parser mutated inputs. The program is the one that was built with the tests:
+/// the parsers are optimised there too, and overflows and assertions are checked.
 fn fuzz(report: &mut Report) {
-    for target in FUZZ_TARGETS {
-        report.step(&format!("fuzz {target}"), || {
-            let inputs = std::env::var("WEFT_FUZZ_INPUTS").unwrap_or(FUZZ_INPUTS.to_owned());
-            let arguments = ["run", "--locked", "--release", "--package", "fuzz", "--bin", target];
-            quiet(cargo(&arguments).args(["--", &inputs]), FUZZ_MAX)
-        });
-    }
+    report.step("fuzz", || {
+        let inputs = std::env::var("WEFT_FUZZ_INPUTS").unwrap_or(FUZZ_INPUTS.to_owned());
+        let program = tidy::target_folder()?.join("debug").join("fuzz");
+        let mut command = Command::new(program);
+        quiet(command.args(["all", "--iterations", &inputs]), FUZZ_MAX)
+    });
 }
 
 /// Runs a command whose success is one thing, and shows what it says.
