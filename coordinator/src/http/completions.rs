@@ -76,10 +76,10 @@ impl CompletionShape {
         &self.echo[(choice / self.choices_per_prompt) as usize]
     }
 
-    fn logprobs(&self, choice: u32, tokens: &[TokenInfo]) -> Option<CompletionLogprobs> {
-        let offset = self.echo(choice).chars().count() as u32;
+    /// Only without an echo, so the choice's own text is all that offsets count.
+    fn logprobs(&self, tokens: &[TokenInfo]) -> Option<CompletionLogprobs> {
         let vocabulary = self.model.tokenizer.vocabulary();
-        self.logprobs.then(|| completion_logprobs(vocabulary, tokens, offset))
+        self.logprobs.then(|| completion_logprobs(vocabulary, tokens))
     }
 
     fn response(
@@ -114,7 +114,7 @@ impl Shape for CompletionShape {
         let index = delta.choice;
         let mut chunks = Vec::new();
         if !(delta.text.is_empty() && delta.tokens.is_empty()) {
-            let logprobs = self.logprobs(index, &delta.tokens);
+            let logprobs = self.logprobs(&delta.tokens);
             let choice =
                 CompletionChoice { text: delta.text, index, logprobs, finish_reason: None };
             chunks.push(self.chunk(choice));
@@ -135,7 +135,7 @@ impl Shape for CompletionShape {
         let choice = |(index, whole): (u32, Whole)| CompletionChoice {
             text: format!("{}{}", self.echo(index), whole.text),
             index,
-            logprobs: self.logprobs(index, &whole.tokens),
+            logprobs: self.logprobs(&whole.tokens),
             finish_reason: Some(whole.finished.unwrap_or(FinishReason::Stop)),
         };
         let choices = (0..).zip(choices).map(choice).collect();

@@ -19,6 +19,16 @@ pub(super) enum Source {
     Prompts(Vec<Prompt>),
 }
 
+impl Source {
+    /// The field that it came in.
+    fn param(&self) -> &'static str {
+        match self {
+            Source::Chat(_) => "messages",
+            Source::Prompts(_) => "prompt",
+        }
+    }
+}
+
 /// What is to be generated.
 pub(super) struct Plan {
     pub model: Arc<Model>,
@@ -58,10 +68,11 @@ pub(super) async fn plan(
     let work = move || {
         let params = sampling_params(&options, seed, logprobs);
         let sampler = Sampler::new(params, model.tokenizer.vocabulary().len())?;
-        let prompts = tokenize(&model, source)?;
+        let param = source.param();
+        let prompts = tokenize(&model, source).map_err(|f| f.of_param(param))?;
         let mut starts = Vec::with_capacity(prompts.len());
         for prompt in &prompts {
-            let generation = begin(&model, prompt.len(), &options, tokens_default)?;
+            let generation = begin(&model, prompt.len(), &options, tokens_default, param)?;
             let mut sampler = sampler.clone();
             sampler.see_prompt(prompt);
             starts.push(Start { sampler, generation });
@@ -97,17 +108,13 @@ fn draw_seed() -> u64 {
 fn tokenize(model: &Model, source: Source) -> Result<Vec<Vec<u32>>, Failure> {
     match source {
         Source::Chat(messages) => {
-            let of_messages = |error| Failure::from(error).of_param("messages");
             let messages: Vec<Message> = messages.into_iter().map(message).collect();
-            let text = model.template.render(&messages, true, unix_s());
-            let text = text.map_err(of_messages)?;
-            let tokens = model.tokenizer.encode_prompt(&text, Special::Parse);
-            Ok(vec![tokens.map_err(of_messages)?])
+            let text = model.template.render(&messages, true, unix_s())?;
+            Ok(vec![model.tokenizer.encode_prompt(&text, Special::Parse)?])
         }
-        Source::Prompts(prompts) => prompts
-            .into_iter()
-            .map(|prompt| tokenize_prompt(model, prompt).map_err(|f| f.of_param("prompt")))
-            .collect(),
+        Source::Prompts(prompts) => {
+            prompts.into_iter().map(|prompt| tokenize_prompt(model, prompt)).collect()
+        }
     }
 }
 
@@ -146,6 +153,7 @@ fn begin(
     prompt: usize,
     options: &Options,
     tokens_default: Option<u32>,
+    param: &str,
 ) -> Result<Generation, Failure> {
     let context = model.context;
     let wanted = options.max_tokens.unwrap_or(1);
@@ -162,7 +170,7 @@ fn begin(
              reduce the length of the prompt or the completion."
         );
         let status = StatusCode::BAD_REQUEST;
-        return Err(Failure::request(status, "context_length_exceeded", message));
+        return Err(Failure::request(status, "context_length_exceeded", message).of_param(param));
     }
     let rules = StopRules {
         stop: options.stop.clone(),

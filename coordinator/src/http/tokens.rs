@@ -21,17 +21,16 @@ pub(super) fn chat_logprobs(vocabulary: &Vocabulary, tokens: &[TokenInfo]) -> Ch
     ChatLogprobs { content: content.collect(), refusal: None }
 }
 
-/// For a completion; `offset` is where the choice's own text begins, characters.
+/// For a completion.
 pub(super) fn completion_logprobs(
     vocabulary: &Vocabulary,
     tokens: &[TokenInfo],
-    offset: u32,
 ) -> CompletionLogprobs {
     let mut lists = CompletionLogprobs::default();
     for info in tokens {
         lists.tokens.push(spelled(bytes_of(vocabulary, info.token)));
         lists.token_logprobs.push(finite(info.logprob));
-        lists.text_offset.push(offset + info.offset);
+        lists.text_offset.push(info.offset);
         // The chosen token is among them, as OpenAI says; of two tokens that are spelled the
         // same the likelier stays.
         let mut top = BTreeMap::new();

@@ -28,14 +28,14 @@ async fn bad_requests_are_refused_by_name() {
         (
             "/v1/chat/completions",
             format!(r#"{{"messages":[{{"role":"user","content":"{long}"}}]}}"#),
-            None,
+            Some("messages"),
             Some("context_length_exceeded"),
             "maximum context length is 64 tokens, but your prompt has 70 tokens",
         ),
         (
             "/v1/completions",
             r#"{"prompt":"abcd","max_tokens":61}"#.into(),
-            None,
+            Some("prompt"),
             Some("context_length_exceeded"),
             "you requested 65 tokens (4 in the prompt, 61 in the completion)",
         ),

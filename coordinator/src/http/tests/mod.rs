@@ -9,6 +9,7 @@ mod slow;
 mod streams;
 
 use std::collections::VecDeque;
+use std::time::Duration;
 
 use bytes::Bytes;
 use scheduler::{FleetView, RequestError};
@@ -27,6 +28,9 @@ const END: u32 = 2;
 const VOCABULARY: usize = 3 + 256 + PIECES.len();
 /// Positions that the test model has.
 const CONTEXT: u32 = 64;
+
+/// What a test waits for is there at once; this only ends a test that fails.
+const TOLD_WITHIN: Duration = Duration::from_secs(30);
 
 /// The id of one of [`PIECES`].
 fn piece(text: &str) -> u32 {
@@ -222,7 +226,8 @@ impl Server {
 
     /// The next thing that the driver is told.
     async fn told(&mut self) -> Told {
-        self.told.recv().await.expect("the script runs")
+        let told = tokio::time::timeout(TOLD_WITHIN, self.told.recv()).await;
+        told.expect("the driver is told in time").expect("the script runs")
     }
 }
 

@@ -5,7 +5,6 @@ use axum::body::Body;
 use axum::extract::State;
 use axum::http::Request;
 use futures_util::StreamExt;
-use std::time::Duration;
 use tokio::time::timeout;
 
 use super::super::chat::chat_completions;
