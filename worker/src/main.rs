@@ -1,1 +1,174 @@
-fn main() {}
+//! The `worker` program: see `worker --help`.
+
+use std::process::ExitCode;
+use std::sync::Arc;
+
+use clap::Parser;
+use protocol::WorkerKind;
+use tracing_subscriber::EnvFilter;
+use worker::blobs::{Cache, Http};
+use worker::client::{self, ClientError};
+use worker::options::{Flags, Options};
+use worker::{BlobSource, Identity, Setup, Worker, benchmark, identity, machine, socket};
+use worker_core::Config;
+
+/// Ended by a dismissal that says not to come back.
+const EXIT_DISMISSED: u8 = 3;
+/// Ended by a second signal.
+const EXIT_INTERRUPTED: i32 = 130;
+
+fn main() -> ExitCode {
+    let flags = Flags::parse();
+    let filter = EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_target(false)
+        .with_writer(std::io::stderr)
+        .init();
+    let runtime =
+        tokio::runtime::Builder::new_multi_thread().worker_threads(2).enable_all().build();
+    let outcome = match runtime {
+        Ok(runtime) => {
+            let outcome = flags
+                .resolve()
+                .map_err(Failure::Error)
+                .and_then(|options| runtime.block_on(run(options)));
+            // A step that is still being computed, or a rest, is not waited for.
+            runtime.shutdown_background();
+            outcome
+        }
+        Err(error) => Err(Failure::Error(format!("cannot start: {error}"))),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Failure::Error(reason)) => {
+            eprintln!("worker: {reason}");
+            ExitCode::FAILURE
+        }
+        Err(Failure::Dismissed(reason)) => {
+            eprintln!("worker: {reason}");
+            ExitCode::from(EXIT_DISMISSED)
+        }
+    }
+}
+
+enum Failure {
+    Error(String),
+    Dismissed(String),
+}
+
+impl From<String> for Failure {
+    fn from(reason: String) -> Failure {
+        Failure::Error(reason)
+    }
+}
+
+async fn run(options: Options) -> Result<(), Failure> {
+    let url = socket::parse_address(&options.coordinator)?;
+    let tls = match url.scheme() {
+        "wss" => Some(socket::tls_config(options.ca_cert.as_deref())?),
+        _ => None,
+    };
+    let (identity, name) = open_identity(&options).map_err(|e| e.to_string())?;
+    let source = blob_source(&options, &url, tls.clone())?;
+    let threads = options.threads;
+    let bytes_per_s = tokio::task::spawn_blocking(move || benchmark::bytes_per_s(threads)).await;
+    let bytes_per_s = bytes_per_s.map_err(|e| format!("the benchmark failed: {e}"))??;
+    tracing::info!(
+        "{name}: {threads} threads, {:.1} GB/s of weights at 1 row and {:.1} at 8; lends {:.2} GB ({})",
+        bytes_per_s[0] / 1e9,
+        bytes_per_s[1] / 1e9,
+        options.memory_bytes as f64 / 1e9,
+        options.memory_reason,
+    );
+    let classes = [engine::Class::Canonical1, engine::Class::ExactF32];
+    let setup = Setup {
+        config: Config {
+            name,
+            kind: WorkerKind::Native,
+            backend: "cpu".into(),
+            classes: classes.map(|c| c.name().to_string()).to_vec(),
+            memory_bytes: options.memory_bytes,
+            bytes_per_s,
+            step_credits: options.step_credits,
+            token: options.token,
+        },
+        identity,
+        blobs: source,
+        threads,
+        intensity_percent: options.intensity_percent,
+    };
+    let worker = Worker::start(setup).map_err(|e| format!("no compute thread: {e}"))?;
+    let worker = Arc::new(worker);
+    tokio::spawn(drain_on_signal(worker.clone()));
+    match client::run(&worker, &url, tls.map(Arc::new)).await {
+        Ok(()) => {
+            tracing::info!("left in good order");
+            Ok(())
+        }
+        Err(error @ ClientError::Dismissed(_)) => Err(Failure::Dismissed(error.to_string())),
+        Err(error) => Err(Failure::Error(error.to_string())),
+    }
+}
+
+fn open_identity(options: &Options) -> Result<(Identity, String), identity::IdentityError> {
+    match (&options.key, &options.name) {
+        (Some(path), name) => {
+            let name = name.clone().unwrap_or_else(machine::name);
+            Ok((Identity::open(path)?, name))
+        }
+        (None, Some(name)) => {
+            let path = identity::key_path(&options.home, name);
+            Ok((Identity::open(&path)?, name.clone()))
+        }
+        (None, None) => Identity::open_free(&options.home, &machine::name()),
+    }
+}
+
+fn blob_source(
+    options: &Options,
+    url: &reqwest::Url,
+    tls: Option<rustls::ClientConfig>,
+) -> Result<BlobSource, String> {
+    let cache = Cache::open(options.home.join("blobs"), options.cache_bytes);
+    let cache = cache.map_err(|e| e.to_string())?;
+    let client = reqwest::Client::builder().no_proxy();
+    let client = match tls {
+        Some(tls) => client.tls_backend_preconfigured(tls),
+        None => client,
+    };
+    let client = client.build().map_err(|e| format!("HTTP: {e}"))?;
+    let base = socket::http_address(url)?;
+    Ok(BlobSource::Http(Arc::new(Http::new(cache, client, base))))
+}
+
+/// The first signal asks the worker to leave in good order, the second ends the process.
+async fn drain_on_signal(worker: Arc<Worker>) {
+    let name = signal().await;
+    tracing::info!("{name}: finishing the steps at hand; again to end at once");
+    worker.drain(name);
+    signal().await;
+    std::process::exit(EXIT_INTERRUPTED);
+}
+
+#[cfg(unix)]
+async fn signal() -> &'static str {
+    use tokio::signal::unix::{SignalKind, signal};
+    let (Ok(mut term), Ok(mut int)) =
+        (signal(SignalKind::terminate()), signal(SignalKind::interrupt()))
+    else {
+        return std::future::pending().await;
+    };
+    tokio::select! {
+        _ = term.recv() => "SIGTERM",
+        _ = int.recv() => "SIGINT",
+    }
+}
+
+#[cfg(not(unix))]
+async fn signal() -> &'static str {
+    match tokio::signal::ctrl_c().await {
+        Ok(()) => "Ctrl-C",
+        Err(_) => std::future::pending().await,
+    }
+}

@@ -1,0 +1,225 @@
+//! Where a worker's blobs come from: its disk cache and the coordinator, or the
+//! coordinator's own folder.
+
+mod cache;
+mod download;
+
+use std::collections::HashSet;
+use std::fs::File;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex, PoisonError};
+
+use memmap2::Mmap;
+use protocol::{BlobHash, BlobRef};
+
+pub use cache::Cache;
+pub use download::{ATTEMPTS_MAX, Http};
+
+/// Why a blob cannot be had.
+#[derive(Debug, thiserror::Error)]
+pub enum BlobError {
+    /// The bytes are not what their name says.
+    #[error("blob {hash}: what came from {from} hashes to {got}: it was not kept")]
+    WrongHash {
+        /// What it must hash to.
+        hash: BlobHash,
+        /// What it hashes to.
+        got: BlobHash,
+        /// Whose mistake it is.
+        from: String,
+    },
+    /// The length is not what was announced.
+    #[error("blob {hash} has {got} bytes at {from}, {expected} were announced")]
+    WrongLength {
+        /// Which.
+        hash: BlobHash,
+        /// Announced.
+        expected: u64,
+        /// There.
+        got: u64,
+        /// Where.
+        from: String,
+    },
+    /// The coordinator does not give it.
+    #[error("blob {hash}: the coordinator answers {status}")]
+    Refused {
+        /// Which.
+        hash: BlobHash,
+        /// The HTTP status.
+        status: String,
+    },
+    /// The coordinator cannot be reached.
+    #[error("blob {hash}: {reason} ({ATTEMPTS_MAX} attempts)")]
+    Network {
+        /// Which.
+        hash: BlobHash,
+        /// The last failure.
+        reason: String,
+    },
+    /// No space is left.
+    #[error(
+        "the disk is full: no room for {path} ({bytes} bytes); make room or choose another --home"
+    )]
+    DiskFull {
+        /// What was to be written.
+        path: PathBuf,
+        /// Its size.
+        bytes: u64,
+    },
+    /// The cache may not grow that far.
+    #[error(
+        "the cache is bounded at {max} bytes, {in_use} of them are in use, and a blob needs \
+         {needed} more: raise --cache-mib"
+    )]
+    CacheFull {
+        /// The bound.
+        max: u64,
+        /// In use by shards.
+        in_use: u64,
+        /// The blob.
+        needed: u64,
+    },
+    /// A file cannot be read or written.
+    #[error("{path}: {error}")]
+    Io {
+        /// Which.
+        path: PathBuf,
+        /// Why.
+        error: io::Error,
+    },
+}
+
+impl BlobError {
+    fn io(path: &Path, bytes: u64, error: io::Error) -> BlobError {
+        match error.kind() {
+            io::ErrorKind::StorageFull | io::ErrorKind::QuotaExceeded => {
+                BlobError::DiskFull { path: path.into(), bytes }
+            }
+            _ => BlobError::Io { path: path.into(), error },
+        }
+    }
+}
+
+/// A verified blob.
+#[derive(Clone, Debug)]
+pub struct Fetched {
+    /// Its bytes.
+    pub map: Arc<Mmap>,
+    /// Bytes that came over the network for it; 0 if it was here.
+    pub fetched_bytes: u64,
+}
+
+/// Where blobs come from.
+#[derive(Clone, Debug)]
+pub enum BlobSource {
+    /// A folder of files named by their hash: the coordinator's own.
+    Folder(Arc<Folder>),
+    /// The cache on disk, then the coordinator.
+    Http(Arc<Http>),
+}
+
+impl BlobSource {
+    /// The blobs of a folder, mapped where they lie.
+    pub fn folder(path: impl Into<PathBuf>) -> BlobSource {
+        BlobSource::Folder(Arc::new(Folder { path: path.into(), verified: Verified::default() }))
+    }
+
+    /// What is there without fetching, the most recently used first, up to
+    /// [`protocol::CACHED_MAX`]. Reads a folder.
+    pub fn cached(&self) -> Vec<BlobHash> {
+        match self {
+            BlobSource::Folder(folder) => cache::listing(&folder.path),
+            BlobSource::Http(http) => http.cache.list(),
+        }
+    }
+
+    /// Has a blob here, verified and mapped. `progress` hears of bytes so far.
+    ///
+    /// # Errors
+    /// Every [`BlobError`].
+    pub async fn fetch(
+        &self,
+        blob: &BlobRef,
+        token: &str,
+        progress: impl Fn(u64) + Send + Sync + 'static,
+    ) -> Result<Fetched, BlobError> {
+        match self {
+            BlobSource::Folder(folder) => {
+                let (folder, blob) = (folder.clone(), blob.clone());
+                let map = blocking(move || folder.map(&blob)).await?;
+                Ok(Fetched { map, fetched_bytes: 0 })
+            }
+            BlobSource::Http(http) => http.fetch(blob, token, Arc::new(progress)).await,
+        }
+    }
+}
+
+/// A folder of blobs that somebody else keeps.
+#[derive(Debug)]
+pub struct Folder {
+    path: PathBuf,
+    verified: Verified,
+}
+
+impl Folder {
+    fn map(&self, blob: &BlobRef) -> Result<Arc<Mmap>, BlobError> {
+        let path = self.path.join(&blob.hash);
+        let io = |error| BlobError::io(&path, blob.bytes, error);
+        let map = map_file(&File::open(&path).map_err(io)?).map_err(io)?;
+        let from = || path.display().to_string();
+        self.verified.check(blob, &map, from)?;
+        Ok(Arc::new(map))
+    }
+}
+
+/// The blobs whose hash was checked by this process: once is enough.
+#[derive(Debug, Default)]
+struct Verified(Mutex<HashSet<BlobHash>>);
+
+impl Verified {
+    /// Checks length and hash, or remembers that they were.
+    fn check(
+        &self,
+        blob: &BlobRef,
+        bytes: &[u8],
+        from: impl Fn() -> String,
+    ) -> Result<(), BlobError> {
+        let (hash, expected, got) = (blob.hash.clone(), blob.bytes, bytes.len() as u64);
+        if got != expected {
+            return Err(BlobError::WrongLength { hash, expected, got, from: from() });
+        }
+        if self.known().contains(&hash) {
+            return Ok(());
+        }
+        let got = blake3::hash(bytes).to_hex().to_string();
+        if got != hash {
+            return Err(BlobError::WrongHash { hash, got, from: from() });
+        }
+        self.known().insert(hash);
+        Ok(())
+    }
+
+    fn known(&self) -> std::sync::MutexGuard<'_, HashSet<BlobHash>> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+/// Maps a blob's file for reading.
+fn map_file(file: &File) -> io::Result<Mmap> {
+    // SAFETY: a blob's file never changes once it has its name: caches write under another
+    // name and rename, and eviction removes the name only. Somebody who rewrites the files
+    // of this user's own folder by hand can change the bytes under the map; nothing here
+    // relies on them for memory safety, only for results.
+    unsafe { Mmap::map(file) }
+}
+
+/// Runs what blocks on a thread that may.
+async fn blocking<T: Send + 'static>(
+    work: impl FnOnce() -> Result<T, BlobError> + Send + 'static,
+) -> Result<T, BlobError> {
+    match tokio::task::spawn_blocking(work).await {
+        Ok(result) => result,
+        Err(error) => Err(BlobError::Io { path: PathBuf::new(), error: io::Error::other(error) }),
+    }
+}

@@ -1,0 +1,303 @@
+//! How the `worker` program is told what to do: flags, then environment, then a YAML file.
+
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, ValueEnum};
+use serde::Deserialize;
+
+/// Share of the available memory that is lent if nothing else is said.
+const MEMORY_SHARE: u64 = 2;
+/// The cache's bound if nothing else is said, MiB.
+const CACHE_MIB: u64 = 20 << 10;
+
+/// Lends this machine to a Weft coordinator: fetches a shard of a model's layers, checks and
+/// caches it, and computes steps until told to stop.
+///
+/// Each option can also be given as an environment variable or in a YAML file (--config);
+/// flags win over the environment, the environment over the file. In the file the names are
+/// those of the flags with underscores (`memory_mib: 4096`).
+///
+/// SIGTERM or SIGINT: finishes the steps at hand, then ends with status 0; a second one
+/// ends at once. Status 1: an error. Status 3: the coordinator sent this worker away.
+#[derive(Clone, Debug, Default, Parser)]
+#[command(version, verbatim_doc_comment)]
+pub struct Flags {
+    /// Where the coordinator is: ws://HOST:PORT, or wss://HOST:PORT with TLS
+    #[arg(long, value_name = "URL", env = "WEFT_WORKER_COORDINATOR")]
+    pub coordinator: Option<String>,
+    /// An invite token, which makes this worker trusted with a model's ends and so with text
+    /// [default: none; the coordinator may trust its own machine]
+    #[arg(long, value_name = "TOKEN", env = "WEFT_WORKER_TOKEN", hide_env_values = true)]
+    pub token: Option<String>,
+    /// A PEM file of certificates to trust with wss://, beside the system's
+    #[arg(long, value_name = "FILE", env = "WEFT_WORKER_CA_CERT")]
+    pub ca_cert: Option<PathBuf>,
+    /// What computes: auto takes the fastest there is, which for now is the CPU
+    /// [default: auto]
+    #[arg(long, value_enum, env = "WEFT_WORKER_BACKEND")]
+    pub backend: Option<Backend>,
+    /// Threads that compute [default: what this process may use]
+    #[arg(long, value_name = "N", env = "WEFT_WORKER_THREADS",
+          value_parser = clap::value_parser!(u32).range(1..=1024))]
+    pub threads: Option<u32>,
+    /// Memory lent for weights, KV cache and scratch, MiB
+    /// [default: half of what is available at the start]
+    #[arg(long, value_name = "N", env = "WEFT_WORKER_MEMORY_MIB",
+          value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
+    pub memory_mib: Option<u64>,
+    /// Share of the time spent computing, percent: it rests after each step in proportion
+    /// [default: 100]
+    #[arg(long, value_name = "PERCENT", env = "WEFT_WORKER_INTENSITY",
+          value_parser = clap::value_parser!(u8).range(1..=100))]
+    pub intensity: Option<u8>,
+    /// A name for people, and for the key [default: the machine's name, with a number behind
+    /// it if a running worker has that already]
+    #[arg(long, value_name = "NAME", env = "WEFT_WORKER_NAME")]
+    pub name: Option<String>,
+    /// The file of this worker's key, its identity, made if it is not there; workers with
+    /// the same key replace each other [default: keys/NAME.key in --home]
+    #[arg(long, value_name = "FILE", env = "WEFT_WORKER_KEY")]
+    pub key: Option<PathBuf>,
+    /// Where keys and cached weights are kept, several workers may share it [default: weft
+    /// in the platform's data folder]
+    #[arg(long, value_name = "FOLDER", env = "WEFT_HOME")]
+    pub home: Option<PathBuf>,
+    /// Bound of the cached weights on disk, MiB; what was used longest ago goes first
+    /// [default: 20480]
+    #[arg(long, value_name = "N", env = "WEFT_WORKER_CACHE_MIB",
+          value_parser = clap::value_parser!(u64).range(1..=1 << 40))]
+    pub cache_mib: Option<u64>,
+    /// Steps taken at once: one is computed while the next is on its way [default: 2]
+    #[arg(long, value_name = "N", env = "WEFT_WORKER_STEP_CREDITS",
+          value_parser = clap::value_parser!(u32).range(1..=protocol::STEP_CREDITS_MAX as i64))]
+    pub step_credits: Option<u32>,
+    /// A YAML file with any of these options
+    #[arg(long, value_name = "FILE", env = "WEFT_WORKER_CONFIG")]
+    pub config: Option<PathBuf>,
+}
+
+/// What computes.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Backend {
+    /// The fastest there is.
+    #[default]
+    Auto,
+    /// The CPU.
+    Cpu,
+}
+
+/// The YAML file: the flags' names and meanings.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields, default)]
+struct ConfigFile {
+    coordinator: Option<String>,
+    token: Option<String>,
+    ca_cert: Option<PathBuf>,
+    backend: Option<Backend>,
+    threads: Option<u32>,
+    memory_mib: Option<u64>,
+    intensity: Option<u8>,
+    name: Option<String>,
+    key: Option<PathBuf>,
+    home: Option<PathBuf>,
+    cache_mib: Option<u64>,
+    step_credits: Option<u32>,
+}
+
+/// What the flags, the environment, the file and the defaults come to.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Options {
+    /// See [`Flags`].
+    pub coordinator: String,
+    /// See [`Flags`].
+    pub token: Option<String>,
+    /// See [`Flags`].
+    pub ca_cert: Option<PathBuf>,
+    /// See [`Flags`].
+    pub threads: u32,
+    /// Bytes lent.
+    pub memory_bytes: u64,
+    /// Where that number comes from, in words.
+    pub memory_reason: String,
+    /// See [`Flags`].
+    pub intensity_percent: u8,
+    /// See [`Flags`]; `None` for the machine's.
+    pub name: Option<String>,
+    /// See [`Flags`].
+    pub key: Option<PathBuf>,
+    /// See [`Flags`].
+    pub home: PathBuf,
+    /// Bytes that the cache may hold.
+    pub cache_bytes: u64,
+    /// See [`Flags`].
+    pub step_credits: u32,
+}
+
+impl Flags {
+    /// Adds the file and the defaults.
+    ///
+    /// # Errors
+    /// The file cannot be read, a value is out of range, or no coordinator is named.
+    pub fn resolve(self) -> Result<Options, String> {
+        let file = match &self.config {
+            Some(path) => read_config(path)?,
+            None => ConfigFile::default(),
+        };
+        let coordinator = self.coordinator.or(file.coordinator).ok_or(
+            "which coordinator? Say --coordinator ws://HOST:PORT (or WEFT_WORKER_COORDINATOR, \
+             or `coordinator:` in the --config file)",
+        )?;
+        match self.backend.or(file.backend).unwrap_or_default() {
+            Backend::Auto | Backend::Cpu => {}
+        }
+        let in_file = |name: &str, value: Option<u64>, max: u64| match value {
+            Some(v) if v == 0 || v > max => Err(format!("{name}: {v} is not within 1..={max}")),
+            value => Ok(value),
+        };
+        in_file("threads", file.threads.map(u64::from), 1024)?;
+        in_file("memory_mib", file.memory_mib, 1 << 30)?;
+        in_file("intensity", file.intensity.map(u64::from), 100)?;
+        in_file("cache_mib", file.cache_mib, 1 << 40)?;
+        in_file(
+            "step_credits",
+            file.step_credits.map(u64::from),
+            protocol::STEP_CREDITS_MAX.into(),
+        )?;
+        let (memory_bytes, memory_reason) = match self.memory_mib.or(file.memory_mib) {
+            Some(mib) => (mib << 20, "as told".to_string()),
+            None => memory_default(crate::machine::memory_available()),
+        };
+        let home = self.home.or(file.home).map_or_else(default_home, Ok)?;
+        Ok(Options {
+            coordinator,
+            token: self.token.or(file.token),
+            ca_cert: self.ca_cert.or(file.ca_cert),
+            threads: self.threads.or(file.threads).unwrap_or_else(crate::machine::threads),
+            memory_bytes,
+            memory_reason,
+            intensity_percent: self.intensity.or(file.intensity).unwrap_or(100),
+            name: self.name.or(file.name),
+            key: self.key.or(file.key),
+            home,
+            cache_bytes: self.cache_mib.or(file.cache_mib).unwrap_or(CACHE_MIB) << 20,
+            step_credits: self.step_credits.or(file.step_credits).unwrap_or(2),
+        })
+    }
+}
+
+fn read_config(path: &Path) -> Result<ConfigFile, String> {
+    let problem = |e: &dyn std::fmt::Display| format!("--config {}: {e}", path.display());
+    let text = std::fs::read_to_string(path).map_err(|e| problem(&e))?;
+    if text.trim().is_empty() {
+        return Ok(ConfigFile::default());
+    }
+    serde_yaml_ng::from_str(&text).map_err(|e| problem(&e))
+}
+
+fn memory_default(available: Option<u64>) -> (u64, String) {
+    match available {
+        Some(bytes) => {
+            let reason = format!("half of the {:.1} GB available", bytes as f64 / 1e9);
+            ((bytes / MEMORY_SHARE).max(1 << 20), reason)
+        }
+        None => {
+            let reason = "this system does not say what is available: see --memory-mib".into();
+            (crate::machine::MEMORY_BYTES_UNKNOWN, reason)
+        }
+    }
+}
+
+fn default_home() -> Result<PathBuf, String> {
+    use etcetera::BaseStrategy;
+    let strategy = etcetera::choose_base_strategy();
+    let strategy = strategy.map_err(|e| format!("no home folder ({e}): say --home FOLDER"))?;
+    Ok(strategy.data_dir().join("weft"))
+}
+
+#[cfg(test)]
+mod tests {
+    use clap::CommandFactory;
+
+    use super::*;
+
+    /// What a command line and a file come to (environment apart).
+    fn resolve(line: &str, yaml: Option<&str>) -> Result<Options, String> {
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("weft.yaml");
+        let mut flags =
+            Flags::try_parse_from(std::iter::once("worker").chain(line.split_whitespace()))
+                .map_err(|e| e.to_string())?;
+        if let Some(yaml) = yaml {
+            std::fs::write(&path, yaml).unwrap();
+            flags.config = Some(path);
+        }
+        flags.home = flags.home.or(Some("here".into()));
+        flags.resolve()
+    }
+
+    #[test]
+    fn flags_win_over_the_file_and_the_file_over_defaults() {
+        let yaml = "coordinator: ws://file:1\nmemory_mib: 100\nintensity: 40\nname: otter\n";
+        let options = resolve("--coordinator ws://flag:1 --memory-mib 7", Some(yaml)).unwrap();
+        assert_eq!(options.coordinator, "ws://flag:1");
+        assert_eq!((options.memory_bytes, options.intensity_percent), (7 << 20, 40));
+        assert_eq!(options.name.as_deref(), Some("otter"));
+        assert_eq!((options.step_credits, options.cache_bytes), (2, 20 << 30));
+        assert_eq!(resolve("", Some(yaml)).unwrap().coordinator, "ws://file:1");
+    }
+
+    #[test]
+    fn the_environment_comes_between_flags_and_file() {
+        let command = Flags::command();
+        for argument in
+            command.get_arguments().filter(|a| !["help", "version"].contains(&a.get_id().as_str()))
+        {
+            let env = argument.get_env().and_then(|e| e.to_str()).unwrap_or_default().to_string();
+            let name = argument.get_id().as_str().to_uppercase();
+            let expected =
+                if name == "HOME" { "WEFT_HOME".into() } else { format!("WEFT_WORKER_{name}") };
+            assert_eq!(env, expected);
+        }
+    }
+
+    #[test]
+    fn the_file_knows_every_flag_and_nothing_else() {
+        for argument in Flags::command().get_arguments() {
+            let name = argument.get_id().as_str();
+            if ["help", "version", "config"].contains(&name) {
+                continue;
+            }
+            let parsed = serde_yaml_ng::from_str::<ConfigFile>(&format!("{name}: null"));
+            assert!(parsed.is_ok(), "{name}");
+        }
+        let refused = resolve("", Some("memory_gib: 3")).unwrap_err();
+        assert!(refused.contains("memory_gib") && refused.contains("weft.yaml"), "{refused}");
+    }
+
+    #[test]
+    fn values_out_of_range_are_refused_wherever_they_stand() {
+        assert!(resolve("--coordinator ws://h --intensity 0", None).unwrap_err().contains("0"));
+        assert!(resolve("--coordinator ws://h --threads 0", None).is_err());
+        let refused = resolve("--coordinator ws://h", Some("intensity: 101")).unwrap_err();
+        assert_eq!(refused, "intensity: 101 is not within 1..=100");
+        assert!(resolve("", None).unwrap_err().contains("--coordinator ws://HOST:PORT"));
+        assert!(resolve("--coordinator ws://h --backend tpu", None).unwrap_err().contains("cpu"));
+    }
+
+    #[test]
+    fn half_of_the_memory_is_lent() {
+        let (bytes, reason) = memory_default(Some(8_000_000_000));
+        assert_eq!(bytes, 4_000_000_000);
+        assert_eq!(reason, "half of the 8.0 GB available");
+        assert_eq!(memory_default(None).0, 2 << 30);
+    }
+
+    #[test]
+    fn help_explains_every_flag() {
+        Flags::command().debug_assert();
+        for argument in Flags::command().get_arguments() {
+            assert!(argument.get_help().is_some(), "{}", argument.get_id());
+        }
+    }
+}

@@ -1,0 +1,380 @@
+//! Turns messages, blobs and the compute thread's outcomes into the state machine's events,
+//! and its actions into messages, fetches and commands.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
+use std::time::{Duration, Instant};
+
+use memmap2::Mmap;
+use protocol::{Assignment, AssignmentId, BlobHash, BlobRef, FromWorker, ToWorker};
+use tokio::sync::{Notify, mpsc};
+use tokio::task::AbortHandle;
+use worker_core::{ASSIGNMENTS_MAX, Action, Config, Event, WorkerCore};
+
+use crate::blobs::BlobSource;
+use crate::compute::{Command, Compute};
+use crate::identity::Identity;
+use crate::link::{Down, Incoming, Link, Lost, Up};
+
+/// Between reports of how far a blob is.
+const PROGRESS_EVERY: Duration = Duration::from_millis(250);
+
+/// What a worker is made of.
+#[derive(Debug)]
+pub struct Setup {
+    /// What it says of itself, and its bounds.
+    pub config: Config,
+    /// Who it is.
+    pub identity: Identity,
+    /// Where weights come from.
+    pub blobs: BlobSource,
+    /// Threads that compute.
+    pub threads: u32,
+    /// Share of the time that it computes, 1 to 100: it rests after each step.
+    pub intensity_percent: u8,
+}
+
+/// How a connection ended.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum End {
+    /// The connection is gone.
+    Lost(Lost),
+    /// One side ended it with a reason.
+    Closed {
+        /// In words.
+        reason: String,
+        /// Whether to connect again.
+        retry: bool,
+    },
+    /// The worker was told to leave and has answered what it had.
+    Drained,
+}
+
+/// A worker: one compute thread, its shards and blobs. Dropping it ends the thread.
+#[derive(Debug)]
+pub struct Worker {
+    shared: Arc<Shared>,
+}
+
+pub(crate) struct Shared {
+    state: Mutex<State>,
+    /// An end was decided or a deadline changed, on whatever thread.
+    wake: Notify,
+    origin: Instant,
+    identity: Identity,
+    blobs: BlobSource,
+    runtime: tokio::runtime::Handle,
+    this: std::sync::Weak<Shared>,
+}
+
+struct State {
+    core: WorkerCore,
+    compute: std_mpsc::Sender<Command>,
+    /// Where messages go, while there is a connection.
+    up: Option<mpsc::Sender<Up>>,
+    end: Option<End>,
+    /// Whether this connection got as far as the welcome.
+    joined: bool,
+    blob_token: String,
+    cached: Vec<BlobHash>,
+    wanted: BTreeMap<BlobHash, Wanted>,
+    /// For the log.
+    loads: BTreeMap<AssignmentId, LoadLog>,
+    deadline: Option<u64>,
+}
+
+/// A blob that the core asked for.
+struct Wanted {
+    fetch: AbortHandle,
+    map: Option<Arc<Mmap>>,
+    fetched_bytes: u64,
+}
+
+struct LoadLog {
+    began: Instant,
+    assignment: Assignment,
+}
+
+impl std::fmt::Debug for Shared {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Shared").field("blobs", &self.blobs).finish_non_exhaustive()
+    }
+}
+
+impl Worker {
+    /// Starts the compute thread. Call it within a tokio runtime.
+    ///
+    /// # Errors
+    /// The system gives no thread.
+    pub fn start(setup: Setup) -> std::io::Result<Worker> {
+        let (compute, commands) = std_mpsc::channel();
+        let memory_bytes = setup.config.memory_bytes;
+        let (threads, intensity_percent) = (setup.threads, setup.intensity_percent);
+        let shared = Arc::new_cyclic(|this| Shared {
+            state: Mutex::new(State {
+                core: WorkerCore::new(setup.config),
+                compute,
+                up: None,
+                end: None,
+                joined: false,
+                blob_token: String::new(),
+                cached: Vec::new(),
+                wanted: BTreeMap::new(),
+                loads: BTreeMap::new(),
+                deadline: None,
+            }),
+            wake: Notify::new(),
+            origin: Instant::now(),
+            identity: setup.identity,
+            blobs: setup.blobs,
+            runtime: tokio::runtime::Handle::current(),
+            this: this.clone(),
+        });
+        let weak = Arc::downgrade(&shared);
+        std::thread::Builder::new().name("compute".into()).spawn(move || {
+            Compute { threads, intensity_percent, memory_bytes }.run(&commands, &weak);
+        })?;
+        Ok(Worker { shared })
+    }
+
+    /// Serves a coordinator in this process until the connection ends. One at a time.
+    pub async fn serve(&self, link: Link) -> End {
+        self.serve_from(link.to_coordinator, link.from_coordinator).await.0
+    }
+
+    /// Leaves in good order: no new work, the steps at hand answered, then [`End::Drained`].
+    pub fn drain(&self, reason: &str) {
+        self.shared.handle(Event::Drain { reason: reason.into() });
+    }
+
+    /// Serves one connection; also tells whether the coordinator took the worker in.
+    pub(crate) async fn serve_from(
+        &self,
+        up: mpsc::Sender<Up>,
+        mut from_coordinator: impl Incoming,
+    ) -> (End, bool) {
+        let blobs = self.shared.blobs.clone();
+        let cached = tokio::task::spawn_blocking(move || blobs.cached()).await.unwrap_or_default();
+        {
+            let mut state = self.shared.state();
+            // A drain that ended without a connection still counts.
+            state.end = state.end.take().filter(|end| *end == End::Drained);
+            (state.up, state.cached, state.joined) = (Some(up), cached, false);
+        }
+        let end = loop {
+            let (end, deadline) = {
+                let mut state = self.shared.state();
+                (state.end.take(), state.deadline)
+            };
+            if let Some(end) = end {
+                break end;
+            }
+            tokio::select! {
+                biased;
+                () = self.shared.wake.notified() => {}
+                message = from_coordinator.next() => match message {
+                    Ok(Down::Control(message)) => self.shared.handle(Event::Control(message)),
+                    Ok(Down::Frame(frame)) => self.shared.handle(Event::Frame(frame)),
+                    Err(lost) => break End::Lost(lost),
+                },
+                () = self.shared.until(deadline) => self.shared.handle(Event::Tick),
+            }
+        };
+        self.shared.handle(Event::Disconnected);
+        let mut state = self.shared.state();
+        state.up = None;
+        // Dropping the mapped blobs may take a moment, but nobody is connected now.
+        state.wanted.clear();
+        state.loads.clear();
+        (end, state.joined)
+    }
+
+    /// Waits for the end of a drain that was begun without a connection.
+    pub(crate) async fn drained(&self) {
+        while self.shared.state().end != Some(End::Drained) {
+            self.shared.wake.notified().await;
+        }
+    }
+}
+
+impl Shared {
+    fn state(&self) -> MutexGuard<'_, State> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    async fn until(&self, deadline_us: Option<u64>) {
+        match deadline_us {
+            Some(us) => {
+                tokio::time::sleep_until((self.origin + Duration::from_micros(us)).into()).await;
+            }
+            None => std::future::pending().await,
+        }
+    }
+
+    /// Takes an event and does what follows from it. Called from the connection, from
+    /// fetches and from the compute thread; the lock keeps the actions in order.
+    pub(crate) fn handle(&self, event: Event) {
+        let mut state = self.state();
+        let now = u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX);
+        if let Event::Control(ToWorker::Assign(assignment)) = &event
+            && state.loads.len() < ASSIGNMENTS_MAX
+        {
+            let (began, assignment) = (Instant::now(), assignment.clone());
+            state.loads.insert(assignment.id, LoadLog { began, assignment });
+        }
+        state.core.handle(now, event);
+        while let Some(action) = state.core.poll_action() {
+            self.act(&mut state, now, action);
+        }
+        let deadline = state.core.next_deadline().map(|(at, _)| at);
+        if deadline != state.deadline {
+            state.deadline = deadline;
+            self.wake.notify_one();
+        }
+    }
+
+    fn act(&self, state: &mut State, now: u64, action: Action) {
+        match action {
+            Action::Sign { message } => {
+                let public_key = self.identity.public_key();
+                let signature = self.identity.sign(&message);
+                let cached = std::mem::take(&mut state.cached);
+                state.core.handle(now, Event::Signed { public_key, signature, cached });
+            }
+            Action::Joined { worker, blob_token, trusted } => {
+                let trust = if trusted { "trusted" } else { "not trusted with text" };
+                tracing::info!("joined as worker {worker}, {trust}");
+                (state.blob_token, state.joined) = (blob_token, true);
+            }
+            Action::Send(message) => {
+                state.log(&message);
+                self.send(state, Up::Control(message));
+            }
+            Action::SendFrame(frame) => self.send(state, Up::Frame(frame)),
+            Action::Fetch(blob) => self.fetch(state, blob),
+            Action::Forget(hash) => {
+                if let Some(wanted) = state.wanted.remove(&hash) {
+                    wanted.fetch.abort();
+                }
+            }
+            Action::Load { shard, assignment } => {
+                let hashes = assignment.blobs.iter().chain([&assignment.manifest]).map(|b| &b.hash);
+                let map =
+                    |hash: &BlobHash| Some((hash.clone(), state.wanted.get(hash)?.map.clone()?));
+                let blobs = hashes.filter_map(map).collect();
+                state.command(Command::Load { shard, assignment, blobs });
+            }
+            Action::Run(run) => state.command(Command::Run(run)),
+            Action::Fork { shard, from, to, positions } => {
+                state.command(Command::Fork { shard, from, to, positions });
+            }
+            Action::Truncate { shard, session, positions } => {
+                state.command(Command::Truncate { shard, session, positions });
+            }
+            Action::Release { shard, session } => {
+                state.command(Command::Release { shard, session });
+            }
+            Action::Unload { shard } => state.command(Command::Unload { shard }),
+            Action::Close { reason, retry } => self.end(state, End::Closed { reason, retry }),
+            Action::Drained => self.end(state, End::Drained),
+        }
+    }
+
+    fn end(&self, state: &mut State, end: End) {
+        state.end = Some(end);
+        self.wake.notify_one();
+    }
+
+    fn send(&self, state: &mut State, message: Up) {
+        let Some(up) = &state.up else { return };
+        if up.try_send(message).is_err() && state.end.is_none() {
+            let reason = "the coordinator takes no messages".to_string();
+            self.end(state, End::Closed { reason, retry: true });
+        }
+    }
+
+    /// Has a blob fetched; its outcome comes back as an event, unless it was forgotten.
+    fn fetch(&self, state: &mut State, blob: BlobRef) {
+        let Some(shared) = self.this.upgrade() else { return };
+        let (hash, token) = (blob.hash.clone(), state.blob_token.clone());
+        let reporter = Reporter { shared: self.this.clone(), hash: hash.clone() };
+        let last = Mutex::new(Instant::now());
+        let progress = move |bytes| {
+            let mut last = last.lock().unwrap_or_else(PoisonError::into_inner);
+            if last.elapsed() >= PROGRESS_EVERY {
+                *last = Instant::now();
+                reporter.report(bytes);
+            }
+        };
+        let task = self.runtime.spawn(async move {
+            let fetched = shared.blobs.fetch(&blob, &token, progress).await;
+            let hash = blob.hash;
+            {
+                let mut state = shared.state();
+                let is_this = |w: &&mut Wanted| w.fetch.id() == tokio::task::id();
+                // Forgotten meanwhile, and perhaps wanted anew by another connection.
+                let Some(wanted) = state.wanted.get_mut(&hash).filter(is_this) else { return };
+                if let Ok(fetched) = &fetched {
+                    wanted.map = Some(fetched.map.clone());
+                    wanted.fetched_bytes = fetched.fetched_bytes;
+                }
+            }
+            let event = match fetched {
+                Ok(_) => Event::BlobReady { hash },
+                Err(error) => Event::BlobFailed { hash, reason: error.to_string() },
+            };
+            shared.handle(event);
+        });
+        let fetch = task.abort_handle();
+        state.wanted.insert(hash, Wanted { fetch, map: None, fetched_bytes: 0 });
+    }
+}
+
+/// Tells the core how far a blob is.
+struct Reporter {
+    shared: std::sync::Weak<Shared>,
+    hash: BlobHash,
+}
+
+impl Reporter {
+    fn report(&self, bytes: u64) {
+        if let Some(shared) = self.shared.upgrade() {
+            shared.handle(Event::BlobProgress { hash: self.hash.clone(), bytes });
+        }
+    }
+}
+
+impl State {
+    fn command(&self, command: Command) {
+        // The thread ends only when this sender is dropped, or by a panic of our own.
+        if self.compute.send(command).is_err() {
+            tracing::error!("the compute thread is gone");
+        }
+    }
+
+    fn log(&mut self, message: &FromWorker) {
+        match message {
+            FromWorker::Ready { assignment } => {
+                let Some(load) = self.loads.remove(assignment) else { return };
+                let Assignment { blobs, span, model, .. } = &load.assignment;
+                let wanted = blobs.iter().filter_map(|b| self.wanted.get(&b.hash));
+                let fetched: u64 = wanted.map(|w| w.fetched_bytes).sum();
+                let cached = load.assignment.weight_bytes().saturating_sub(fetched);
+                tracing::info!(
+                    "holds parts {} to {} of {model}: {:.1} MB fetched, {:.1} MB cached, {} ms",
+                    span.first,
+                    span.end - 1,
+                    fetched as f64 / 1e6,
+                    cached as f64 / 1e6,
+                    load.began.elapsed().as_millis(),
+                );
+            }
+            FromWorker::Failed { assignment, reason } => {
+                self.loads.remove(assignment);
+                tracing::warn!("assignment {assignment} failed: {reason}");
+            }
+            FromWorker::Drain { reason } => tracing::info!("leaving: {reason}"),
+            FromWorker::Hello(_) | FromWorker::Progress { .. } | FromWorker::Pong { .. } => {}
+        }
+    }
+}
