@@ -1,5 +1,6 @@
 //! What is fuzzed. A new target is a file here and a line in [`all`].
 
+mod frame;
 mod gguf;
 mod manifest;
 
@@ -21,7 +22,11 @@ pub trait Target {
 
 /// All targets.
 pub fn all() -> Vec<Box<dyn Target>> {
-    vec![Box::new(gguf::GgufTarget), Box::new(manifest::ManifestTarget)]
+    vec![
+        Box::new(gguf::GgufTarget),
+        Box::new(manifest::ManifestTarget),
+        Box::new(frame::FrameTarget),
+    ]
 }
 
 #[cfg(test)]
