@@ -307,6 +307,13 @@ impl WorkerCore {
         if running.layers.is_some() {
             self.cut_to(id, session, kept);
         }
+        // A newer epoch may have come meanwhile: there is no use in computing those again.
+        if let Some(ready) = self.ready(id) {
+            let sessions = &ready.sessions;
+            let open = running.step.segments.iter_mut().filter(|s| s.status == Status::Ok);
+            open.filter(|s| sessions.is_stale(s.session, s.epoch))
+                .for_each(|s| s.status = Status::Stale);
+        }
         self.run(running);
     }
 

@@ -428,7 +428,10 @@ fn one_segments_fault_does_not_harm_the_others() {
          step 5 s3e1@2+1              => run s3@2+1
          fault badstep                => answer 5 BadInput 0B
          step 6 s3e1@2+1              => run s3@2+1
-         fault kvfull s77             => answer 6 BadInput 0B",
+         fault kvfull s77             => answer 6 BadInput 0B
+         step 7 s3e1@2+1 s4e1@0+1     => run s3@2+1 s4@0+1
+         truncate s4 e2 0             =>
+         fault numeric s3             => answer 7 NumericFault Stale 0B; release 4",
     );
 }
 
