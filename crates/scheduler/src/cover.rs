@@ -121,6 +121,7 @@ impl Scheduler {
                 self.improve(model);
             } else if !self.fill(model, &gaps) && !self.replace_all(model) {
                 self.models[model].shortfall = Some(self.say_shortfall(model));
+                self.fill_ends(model, &gaps);
             }
         }
         self.replicate();
@@ -144,6 +145,29 @@ impl Scheduler {
             self.carry_out(model, &workers, &plan);
         }
         true
+    }
+
+    /// While nobody holds the layers, whoever may hold nothing else takes the ends already.
+    fn fill_ends(&mut self, model: usize, gaps: &[Span]) {
+        let parts = self.models[model].spec.parts.len() as u32;
+        for part in [0, parts - 1] {
+            if !gaps.iter().any(|g| (g.first..g.end).contains(&part)) {
+                continue;
+            }
+            let span = Span { first: part, end: part + 1 };
+            let least = self.least_memory(model, span);
+            let class = &self.models[model].spec.class;
+            let able = |w: &&Worker| {
+                !w.draining
+                    && w.may_hold_ends()
+                    && !w.may_hold_layers()
+                    && w.spec.classes.contains(class)
+                    && w.memory_free() >= least
+            };
+            if let Some(id) = self.workers.values().find(able).map(|w| w.spec.id) {
+                self.assign(id, model, span);
+            }
+        }
     }
 
     /// Starts a model's placement over, where that makes it fit.

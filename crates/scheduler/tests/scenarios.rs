@@ -223,6 +223,17 @@ fn the_ends_go_to_trusted_workers_only() {
 }
 
 #[test]
+fn the_ends_are_held_before_anyone_comes_for_the_layers() {
+    let mut bench = Bench::new(Config::default());
+    bench.join(1, 100 * MIB, true, Holds::Ends);
+    assert_eq!(bench.shards(), [(1, None, true, false), (1, None, false, true)]);
+    let missing = bench.scheduler.view().models[0].missing.clone().unwrap();
+    assert!(missing.starts_with("layers 0..=3 ("), "{missing}");
+    bench.join(2, 100 * MIB, false, Holds::Anything);
+    assert!(bench.scheduler.view().models[0].covered);
+}
+
+#[test]
 fn what_cannot_run_is_refused_with_the_reason() {
     let config = Config { queue_max: 1, sessions_max: 1, ..Config::default() };
     let mut bench = Bench::new(config);
