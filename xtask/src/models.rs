@@ -134,6 +134,16 @@ pub fn fetch(all: bool) -> Result<Fetched> {
     Ok(fetched)
 }
 
+/// Makes sure of the default model alone.
+///
+/// # Errors
+/// If it cannot be had.
+pub fn fetch_required() -> Result<()> {
+    let folder = folder()?;
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fetch_one(&MODELS[0], &folder)
+}
+
 /// Where the models are kept: `WEFT_TEST_MODELS`, or a folder among the user's caches.
 pub fn folder() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os(FOLDER_ENV) {

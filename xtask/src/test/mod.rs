@@ -68,6 +68,12 @@ fn git_status() -> Result<String> {
 fn check_sources(report: &mut Report) {
     report.step("fmt", || quiet(&mut cargo(&["fmt", "--all", "--check"]), QUICK_MAX));
     report.step("tidy", || tidy::run().map(Outcome::from_bool));
+    // The licences are checked by tidy as well, which needs nothing.
+    if output(&mut cargo(&["deny", "--version"])).is_ok() {
+        report.step("deny", || {
+            quiet(&mut cargo(&["deny", "check", "licenses", "bans", "sources"]), QUICK_MAX)
+        });
+    }
     report.step("clippy", || {
         let arguments =
             ["clippy", "--workspace", "--all-targets", "--locked", "--", "-D", "warnings"];

@@ -6,7 +6,7 @@ use super::metadata::Metadata;
 
 /// From, to. Dependencies of tests are free, and so are the packages that only test.
 const ARROWS: [(&str, &[&str]); 11] = [
-    ("coordinator", &["scheduler", "text", "model", "api", "protocol", "worker"]),
+    ("coordinator", &["scheduler", "text", "model", "api", "protocol", "worker", "worker-core"]),
     ("worker", &["worker-core", "engine", "protocol", "model"]),
     ("scheduler", &["protocol"]),
     ("worker-core", &["protocol"]),

@@ -1,0 +1,15 @@
+//! Real processes on loopback: the coordinator and workers as a person would start them,
+//! driven over HTTP, killed at every stage.
+//!
+//! Each test has the machine for itself ([`harness::machine`]); every wait is for something
+//! that can be seen from outside, and has a deadline.
+
+#![cfg(unix)]
+
+mod api_shape;
+mod bad_input;
+mod harness;
+mod lost_workers;
+mod sessions;
+mod signals;
+mod split;

@@ -1,0 +1,154 @@
+//! A coordinator and its workers on this machine, for as long as they are measured.
+
+use std::io::{BufRead, BufReader};
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, Stdio};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, Result, bail};
+use serde_json::Value;
+
+use super::Setup;
+use super::measure::get;
+
+/// Longest time until all layers are held.
+const READY_MAX: Duration = Duration::from_secs(180);
+/// How often that is looked at.
+const LOOK_EVERY: Duration = Duration::from_millis(50);
+
+/// Running programs; they end with this.
+pub struct Cluster {
+    /// The setup's.
+    pub name: &'static str,
+    /// `http://127.0.0.1:PORT`.
+    pub address: String,
+    /// The coordinator, then the workers.
+    children: Vec<(String, Child)>,
+    folder: PathBuf,
+}
+
+impl Cluster {
+    /// Starts what a setup needs and waits until every worker holds layers.
+    pub fn start(setup: &Setup, binaries: &Path, model: &Path) -> Result<Cluster> {
+        let name = format!("weft-bench-{}-{}", std::process::id(), setup.layers.len());
+        let folder = std::env::temp_dir().join(name);
+        std::fs::create_dir_all(&folder)?;
+        let mut command = Command::new(binaries.join("coordinator"));
+        command.args(["serve", "--listen", "127.0.0.1:0", "--model"]).arg(model);
+        command.arg("--home").arg(folder.join("coordinator"));
+        command.args(["--embedded", if setup.layers.is_empty() { "all" } else { "ends" }]);
+        // What is finished frees its memory: no prompt here has a next turn.
+        command.args(["--cached-sessions-max", "0"]);
+        let mut coordinator = spawn(command, &folder.join("coordinator.log"))?;
+        let stdout = coordinator.stdout.take().context("its output is piped")?;
+        let mut cluster = Cluster {
+            name: setup.name,
+            address: String::new(),
+            children: vec![("coordinator".to_owned(), coordinator)],
+            folder,
+        };
+        let mut lines = BufReader::new(stdout).lines();
+        for line in lines.by_ref() {
+            if let Some((_, address)) = line?.split_once("listening on ") {
+                cluster.address = address.trim().to_owned();
+                break;
+            }
+        }
+        if cluster.address.is_empty() {
+            bail!("the coordinator did not start: {}", cluster.logs());
+        }
+        // What it says later must not fill the pipe.
+        std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
+        for (index, layers) in setup.layers.iter().enumerate() {
+            cluster.add_worker(binaries, index, *layers)?;
+        }
+        cluster.wait_until_ready(setup)?;
+        Ok(cluster)
+    }
+
+    fn add_worker(&mut self, binaries: &Path, index: usize, layers: u64) -> Result<()> {
+        let name = format!("worker{index}");
+        let mut command = Command::new(binaries.join("worker"));
+        let socket = self.address.replacen("http", "ws", 1);
+        // 2.1 MiB of weights a layer and 0.75 MiB of the least KV cache; 8 MiB of scratch.
+        let memory_mib = 9 + layers * 29 / 10;
+        command.args(["--coordinator", &socket, "--name", &name]);
+        command.args(["--memory-mib", &memory_mib.to_string()]);
+        command.arg("--home").arg(self.folder.join(&name));
+        let worker = spawn(command, &self.folder.join(format!("{name}.log")))?;
+        self.children.push((name, worker));
+        Ok(())
+    }
+
+    fn wait_until_ready(&self, setup: &Setup) -> Result<()> {
+        let started = Instant::now();
+        loop {
+            let fleet = get(&self.address, "/v1/fleet")?;
+            if fleet["models"][0]["covered"] == true && holders(&fleet) >= setup.layers.len() {
+                return Ok(());
+            }
+            if started.elapsed() > READY_MAX {
+                bail!("{} is not ready: {fleet}; {}", self.name, self.logs());
+            }
+            std::thread::sleep(LOOK_EVERY);
+        }
+    }
+
+    /// Bytes of weights that one token's way leads through.
+    pub fn weight_bytes(&self) -> Result<u64> {
+        let fleet = get(&self.address, "/v1/fleet")?;
+        let workers = fleet["workers"].as_array().context("workers")?;
+        let shards = workers.iter().filter_map(|worker| worker["shards"].as_array()).flatten();
+        Ok(shards.filter_map(|shard| shard["weight_bytes"].as_u64()).sum())
+    }
+
+    /// The most memory that each program has had, MiB; what the system does not say is left
+    /// out.
+    pub fn peaks_mib(&self) -> Vec<(String, f64)> {
+        let peak = |(name, child): &(String, Child)| {
+            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
+            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+            let kib: f64 = line.split_whitespace().next()?.parse().ok()?;
+            Some((name.clone(), kib / 1024.0))
+        };
+        self.children.iter().filter_map(peak).collect()
+    }
+
+    fn logs(&self) -> String {
+        let read = |name: &String| std::fs::read_to_string(self.folder.join(name)).ok();
+        let names = self.children.iter().map(|(name, _)| format!("{name}.log"));
+        names.filter_map(|name| read(&name)).collect::<Vec<_>>().join("\n")
+    }
+}
+
+impl Drop for Cluster {
+    fn drop(&mut self) {
+        for (_, child) in self.children.iter_mut().rev() {
+            let _ = child.kill();
+            let _ = child.wait();
+        }
+        let _ = std::fs::remove_dir_all(&self.folder);
+    }
+}
+
+fn spawn(mut command: Command, log: &Path) -> Result<Child> {
+    for (variable, _) in std::env::vars_os() {
+        if variable.to_string_lossy().starts_with("WEFT_") {
+            command.env_remove(variable);
+        }
+    }
+    let log = std::fs::File::create(log)?;
+    let program = command.get_program().to_string_lossy().into_owned();
+    command.stdin(Stdio::null()).stdout(Stdio::piped()).stderr(log);
+    command.spawn().with_context(|| format!("{program} cannot be run"))
+}
+
+/// How many native workers hold layers.
+fn holders(fleet: &Value) -> usize {
+    let holds = |worker: &&Value| {
+        let shards = worker["shards"].as_array().cloned().unwrap_or_default();
+        worker["kind"] == "native"
+            && shards.iter().any(|s| s["ready"] == true && s["first_layer"].is_u64())
+    };
+    fleet["workers"].as_array().map_or(0, |workers| workers.iter().filter(holds).count())
+}

@@ -1,0 +1,103 @@
+//! `cargo xtask bench`: how fast the default model runs in one process and over local workers,
+//! measured over HTTP with the real programs, in interleaved rounds, beside the floor.
+
+mod cluster;
+mod floor;
+mod measure;
+mod table;
+
+use std::path::PathBuf;
+
+use anyhow::{Context, Result, bail, ensure};
+
+use crate::process::cargo;
+use crate::{models, tidy};
+use cluster::Cluster;
+use measure::{Round, measure};
+
+/// Rounds if nothing else is said; medians are shown.
+const ROUNDS: usize = 5;
+/// What a split over two local workers must keep of one process's decode rate, one session.
+pub const RATIO_MIN: f64 = 0.9;
+
+/// A way to run the model.
+pub struct Setup {
+    /// In the table.
+    pub name: &'static str,
+    /// Layers that each worker's memory has room for; empty for one process.
+    pub layers: &'static [u64],
+}
+
+/// What is compared, the one process first. Each worker is needed: without any of them the
+/// others could not hold the 30 layers.
+pub const SETUPS: [Setup; 3] = [
+    Setup { name: "one process", layers: &[] },
+    Setup { name: "2 workers", layers: &[18, 14] },
+    Setup { name: "3 workers", layers: &[14, 11, 7] },
+];
+
+struct Flags {
+    markdown: Option<PathBuf>,
+    model: Option<PathBuf>,
+    rounds: usize,
+}
+
+/// Measures and prints; `false` if the split costs more than it may.
+pub fn run(arguments: &[String]) -> Result<bool> {
+    let flags = parse(arguments)?;
+    let model = match flags.model {
+        Some(model) => std::path::absolute(model)?,
+        None => {
+            models::fetch_required()?;
+            models::default_model()?
+        }
+    };
+    let arguments = ["build", "--release", "--package", "coordinator", "--package", "worker"];
+    let status = cargo(&arguments).status().context("cargo cannot be run")?;
+    ensure!(status.success(), "the programs do not build");
+    let binaries = tidy::target_folder()?.join("release");
+
+    let clusters: Vec<Cluster> = SETUPS
+        .iter()
+        .map(|setup| Cluster::start(setup, &binaries, &model))
+        .collect::<Result<_>>()?;
+    let mut rounds: Vec<Vec<Round>> = SETUPS.iter().map(|_| Vec::new()).collect();
+    // The first round warms up and is thrown away.
+    for number in 0..=flags.rounds {
+        for (cluster, rounds) in clusters.iter().zip(&mut rounds) {
+            let round = measure(&cluster.address, number as u64)?;
+            eprintln!("round {number}, {}: {round}", cluster.name);
+            if number > 0 {
+                rounds.push(round);
+            }
+        }
+    }
+    let floor = floor::Floor::of(&clusters[0])?;
+    let table = table::Table::new(&clusters, &rounds, &floor)?;
+    println!("{table}");
+    if let Some(path) = flags.markdown {
+        std::fs::write(&path, table.to_string())
+            .with_context(|| format!("cannot write {}", path.display()))?;
+    }
+    let kept = table.decode_kept();
+    let met = kept >= RATIO_MIN;
+    let word = if met { "met" } else { "MISSED" };
+    println!("two workers keep {kept:.2} of one process's decode rate; {RATIO_MIN} is {word}");
+    Ok(met)
+}
+
+fn parse(arguments: &[String]) -> Result<Flags> {
+    let mut flags = Flags { markdown: None, model: None, rounds: ROUNDS };
+    let mut rest = arguments.iter();
+    while let Some(flag) = rest.next() {
+        let mut value = || rest.next().with_context(|| format!("{flag} needs a value"));
+        match flag.as_str() {
+            "--markdown" => flags.markdown = Some(value()?.into()),
+            "--model" => flags.model = Some(value()?.into()),
+            "--rounds" => flags.rounds = value()?.parse().context("--rounds")?,
+            other => bail!("no flag is called {other}"),
+        }
+    }
+    ensure!(flags.rounds > 0, "--rounds: at least 1");
+    Ok(flags)
+}
