@@ -1,6 +1,8 @@
 //! A coordinator of a few lines: lets workers in, gives blobs, and hands each connection to
 //! the test.
 
+#![allow(dead_code)] // each test binary uses its own part
+
 use std::collections::BTreeMap;
 use std::future::IntoFuture;
 use std::net::SocketAddr;
