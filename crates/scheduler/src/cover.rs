@@ -66,9 +66,12 @@ impl Scheduler {
         self.dismiss(id, &format!("it could not hold {what}: {why}"), true);
     }
 
-    /// Places after a short while, so that workers that come together are placed together.
+    /// Places after a short while, so that workers that come together are placed together;
+    /// sooner if sessions wait for it.
     pub(crate) fn place_soon(&mut self) {
-        let at = self.now.plus(self.config.place_delay);
+        let waits = self.sessions.values().any(|s| s.is_live() && !s.holes().is_empty());
+        let delay = if waits { self.config.place_delay / 10 } else { self.config.place_delay };
+        let at = self.now.plus(delay);
         self.place_at = Some(self.place_at.map_or(at, |t| t.min(at)));
     }
 
