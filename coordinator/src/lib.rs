@@ -7,9 +7,13 @@
 //! the fleet itself: that is the `scheduler` crate's.
 
 pub mod blobs;
+pub mod cli;
+pub mod config;
 pub mod driver;
+pub mod embedded;
 pub mod http;
 pub mod pull;
 mod random;
+pub mod serve;
 pub mod sockets;
 pub mod store;

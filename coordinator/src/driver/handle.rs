@@ -5,9 +5,10 @@ use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::{Frame, ToWorker, WorkerId};
+use protocol::WorkerId;
 use scheduler::{Event, FleetView, RequestError, RequestId, WorkerSpec};
 use tokio::sync::{mpsc, oneshot};
+use worker::Down;
 
 use super::notes::{Entry, Notes};
 
@@ -30,7 +31,7 @@ pub(super) enum Input {
     /// A client wants a generation.
     Submit { request: RequestId, submit: Submit, events: mpsc::Sender<RequestEvent> },
     /// A worker was welcomed; what is for it goes to `outbox`.
-    Join { spec: WorkerSpec, outbox: mpsc::Sender<Outgoing> },
+    Join { spec: WorkerSpec, outbox: mpsc::Sender<Down> },
     /// Something else that the scheduler wants to know.
     Event(Event),
     /// Someone asks what the fleet looks like.
@@ -44,15 +45,6 @@ pub(super) enum Answer {
     Sampled { request: RequestId, choice: u32, token: u32 },
     Finish { request: RequestId, choice: u32 },
     Cancel { request: RequestId },
-}
-
-/// What goes to a worker, in this order.
-#[derive(Clone, Debug)]
-pub enum Outgoing {
-    /// A control message.
-    Control(ToWorker),
-    /// A step.
-    Step(Frame),
 }
 
 /// A clonable way to reach the driver.
@@ -141,7 +133,7 @@ impl Handle {
     pub async fn join(
         &self,
         spec: WorkerSpec,
-        outbox: mpsc::Sender<Outgoing>,
+        outbox: mpsc::Sender<Down>,
     ) -> Result<(), DriverGone> {
         self.inputs.send(Input::Join { spec, outbox }).await.map_err(|_| DriverGone)
     }

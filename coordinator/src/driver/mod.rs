@@ -8,7 +8,11 @@
 mod handle;
 mod notes;
 mod run;
+#[cfg(test)]
+pub(crate) mod scripted;
+#[cfg(test)]
+mod tests;
 
-pub use handle::{DriverGone, Handle, OUTBOX_MAX, Outgoing, RequestEvent, Submission, Submit};
+pub use handle::{DriverGone, Handle, OUTBOX_MAX, RequestEvent, Submission, Submit};
 pub use notes::{Entry, NOTES_MAX};
 pub use run::start;

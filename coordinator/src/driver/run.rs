@@ -3,15 +3,17 @@
 use std::collections::{HashMap, VecDeque};
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
-use std::time::{Duration, Instant};
+use std::time::Duration;
 
 use protocol::{SessionId, ToWorker, WorkerId, clean_text};
 use scheduler::{Action, Config, Event, ModelSpec, Request, RequestId, Scheduler, Time};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinHandle;
+use tokio::time::Instant;
+use worker::Down;
 
-use super::handle::{Answer, Handle, INPUTS_MAX, Input, OUTBOX_MAX, Outgoing, RequestEvent};
+use super::handle::{Answer, Handle, INPUTS_MAX, Input, RequestEvent};
 use super::notes::Notes;
 
 /// Answers handled at most before the other inputs have their turn.
@@ -46,7 +48,7 @@ struct Driver {
     /// [`Time`] counts from here.
     origin: Instant,
     scheduler: Scheduler,
-    workers: HashMap<WorkerId, mpsc::Sender<Outgoing>>,
+    workers: HashMap<WorkerId, mpsc::Sender<Down>>,
     requests: HashMap<RequestId, Live>,
     /// Which choice of which request a session is.
     sessions: HashMap<SessionId, (RequestId, u32)>,
@@ -73,7 +75,7 @@ impl Driver {
         loop {
             let due = self.scheduler.next_deadline().map(|(at, _why)| at);
             let wake = self.origin + due.map_or(self.origin.elapsed() + IDLE, to_duration);
-            timer.as_mut().reset(wake.into());
+            timer.as_mut().reset(wake);
             tokio::select! {
                 biased;
                 Some(answer) = answers.recv() => {
@@ -189,12 +191,12 @@ impl Driver {
 
     fn act(&mut self, action: Action) {
         match action {
-            Action::Control { worker, message } => self.send(worker, Outgoing::Control(message)),
-            Action::Step { worker, frame } => self.send(worker, Outgoing::Step(frame)),
+            Action::Control { worker, message } => self.send(worker, Down::Control(message)),
+            Action::Step { worker, frame } => self.send(worker, Down::Frame(frame)),
             Action::Dismiss { worker, reason, retry } => {
                 tracing::warn!(%worker, %reason, retry, "dismissing a worker");
                 let reason = clean_text(&reason);
-                self.send(worker, Outgoing::Control(ToWorker::Dismiss { reason, retry }));
+                self.send(worker, Down::Control(ToWorker::Dismiss { reason, retry }));
                 // The queue closes behind the message, and then the socket.
                 self.workers.remove(&worker);
             }
@@ -221,12 +223,12 @@ impl Driver {
     }
 
     /// Queues a message for a worker; a worker that is too slow to take it is lost.
-    fn send(&mut self, worker: WorkerId, message: Outgoing) {
+    fn send(&mut self, worker: WorkerId, message: Down) {
         let Some(outbox) = self.workers.get(&worker) else { return };
         let reason = match outbox.try_send(message) {
             Ok(()) => return,
             Err(TrySendError::Full(_)) => {
-                format!("its connection is stuck: {OUTBOX_MAX} messages wait for it")
+                format!("its connection is stuck: {} messages wait for it", outbox.max_capacity())
             }
             Err(TrySendError::Closed(_)) => "its connection is closed".into(),
         };

@@ -167,20 +167,29 @@ impl Hub {
             let needed = total.map_or(0, |total| total.saturating_sub(done));
             PullError::from(StoreError::write("the model", partial, needed, error))
         };
-        while let Some(chunk) = response.chunk().await.map_err(|error| network(url, &error))? {
-            file.write_all(&chunk).await.map_err(|error| full(error, done))?;
-            done += chunk.len() as u64;
-            progress.add(chunk.len() as u64);
-            if total.is_some_and(|total| done > total) {
+        let broke = loop {
+            let chunk = match response.chunk().await {
+                Ok(Some(chunk)) => chunk,
+                Ok(None) => break None,
+                Err(error) => break Some(network(url, &error)),
+            };
+            if total.is_some_and(|total| done + chunk.len() as u64 > total) {
                 let why = format!("it sends more than the {} bytes announced", total.unwrap_or(0));
                 drop(file);
                 let _ = fs::remove_file(partial);
                 return Err(PullError::Refused { url: url.to_owned(), why });
             }
-        }
+            file.write_all(&chunk).await.map_err(|error| full(error, done))?;
+            done += chunk.len() as u64;
+            progress.add(chunk.len() as u64);
+        };
+        // Also when it broke off: what has arrived is kept.
         file.flush().await.map_err(|error| full(error, done))?;
         file.sync_all().await.map_err(|error| full(error, done))?;
         progress.finish();
+        if let Some(error) = broke {
+            return Err(error);
+        }
         if let Some(total) = total
             && done < total
         {

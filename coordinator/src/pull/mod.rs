@@ -164,7 +164,7 @@ fn parse_hub(text: &str) -> Option<Wanted> {
 
 /// Has the model's files on this machine, fetched if they are not, and returns the first.
 /// A file with a known hash is hashed when it arrives; one that is here already is hashed
-/// too if `recheck` says so.
+/// too if `recheck` says so, or if it was never converted.
 ///
 /// # Errors
 /// See [`PullError`].
@@ -181,6 +181,7 @@ pub async fn fetch(
             let expected = Expected { bytes: Some(entry.bytes), sha256: Some(entry.sha256.into()) };
             let target = Target::new(home, entry.name, entry.file)?;
             let _lock = target.lock().await?;
+            let recheck = recheck || !store::is_converted(home, &target.path, entry.name);
             if target.is_here(&expected, recheck).await? {
                 return Ok(target.path);
             }

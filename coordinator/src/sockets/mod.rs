@@ -102,6 +102,13 @@ impl Sockets {
         &self.shared.counters
     }
 
+    /// Waits until every worker's connection has ended.
+    pub async fn closed(&self) {
+        let all = u32::try_from(WORKERS_MAX).expect("a small number");
+        // Never closed, so this fails never.
+        let _ = self.shared.workers.acquire_many(all).await;
+    }
+
     /// `GET /v1/worker`. Needs `ConnectInfo<SocketAddr>`.
     pub fn router(&self) -> Router {
         Router::new().route("/v1/worker", get(upgrade)).with_state(self.clone())

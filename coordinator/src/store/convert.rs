@@ -53,7 +53,7 @@ pub fn convert(home: &Home, files: &GgufFiles, name: &str) -> Result<Conversion,
     let lock = File::create(&lock_path).map_err(StoreError::io("cannot make", &lock_path))?;
     lock.lock().map_err(StoreError::io("cannot lock", &lock_path))?;
 
-    let record_path = home.manifests().join(format!("{}.json", identity(files, name)?));
+    let record_path = record_path(home, &identity(files, name)?);
     if let Some(conversion) = reuse(home, &record_path) {
         return Ok(conversion);
     }
@@ -81,6 +81,16 @@ pub fn convert(home: &Home, files: &GgufFiles, name: &str) -> Result<Conversion,
     let json = serde_json::to_vec_pretty(&record).expect("strings and numbers only");
     write_whole(home, &record_path, &json)?;
     Ok(Conversion { manifest, manifest_blob, reused: false })
+}
+
+/// Whether [`convert`] would find that an earlier run did it.
+pub fn is_converted(home: &Home, path: &Path, name: &str) -> bool {
+    let identity = GgufFiles::open(path).and_then(|files| identity(&files, name));
+    identity.is_ok_and(|identity| reuse(home, &record_path(home, &identity)).is_some())
+}
+
+fn record_path(home: &Home, identity: &str) -> PathBuf {
+    home.manifests().join(format!("{identity}.json"))
 }
 
 /// The files' paths, lengths and times of change, the model's name and the versions of our

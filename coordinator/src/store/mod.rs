@@ -2,7 +2,7 @@
 //!
 //! ```text
 //! WEFT_HOME/models/<name>/*.gguf       pulled models
-//! WEFT_HOME/blobs/<hash>               weights and manifests, named by their BLAKE3
+//! WEFT_HOME/weights/<hash>             blobs (weights, manifests), named by their BLAKE3
 //! WEFT_HOME/manifests/<key>.json       file identity -> its manifest's hash
 //! WEFT_HOME/partial/                   downloads and conversions in progress
 //! ```
@@ -20,7 +20,7 @@ use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
 
-pub use convert::{Conversion, convert};
+pub use convert::{Conversion, convert, is_converted};
 pub use gguf_file::{GgufFiles, find_parts};
 pub(crate) use gguf_file::{part_names, stem};
 pub use name::{clean_name, unique_name};
@@ -142,9 +142,10 @@ impl Home {
         self.models().join(name)
     }
 
-    /// Weights and manifests, named by their hash.
+    /// Weights and manifests, named by their hash. Not the workers' cache (`blobs`), which is
+    /// bounded and throws away what was not used for long.
     pub fn blobs(&self) -> PathBuf {
-        self.root.join("blobs")
+        self.root.join("weights")
     }
 
     /// Which files became which manifest.
