@@ -110,7 +110,7 @@ async fn the_worker_with_the_ends_is_replaced_too() {
     let _machine = machine().await;
     let alone = alone().await;
     let coordinator = Coordinator::start("lost-ends", &["--embedded", "off"]).await;
-    let mut started = workers(&coordinator, &[18, 12], true).await;
+    let mut started = workers(&coordinator, &[21, 9], true).await;
     let ends = coordinator.fleet().await;
     let w0 = ends.workers().iter().find(|w| w["name"] == "w0").expect("w0").clone();
     let shards = w0["shards"].as_array().expect("shards");
@@ -120,7 +120,7 @@ async fn the_worker_with_the_ends_is_replaced_too() {
     let mut written = Written::nothing();
     stream_of(&mut events, &mut written, KILL_AFTER).await;
     started[0].kill_9();
-    let _replacement = coordinator.worker("replacement", mib_for(18) + ENDS_MIB);
+    let _replacement = coordinator.worker("replacement", mib_for(21) + ENDS_MIB);
     for event in events.rest().await {
         written.add(&event);
     }

@@ -10,9 +10,11 @@ use std::sync::OnceLock;
 use std::time::{Duration, Instant};
 
 use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 
-pub use client::{Answer, Api, Events};
+pub use client::{Api, Events};
 pub use process::Process;
 pub use written::{Written, alone, request, stream_of};
 
@@ -79,13 +81,20 @@ impl Drop for Scratch {
     }
 }
 
-/// The folder in which all coordinators keep the converted model and all workers their blobs,
-/// so that each test need not convert and fetch it again. Beside the test programs: it is as
-/// temporary as they are.
+/// A folder in which all coordinators keep the converted model and all workers their blobs,
+/// so that each test need not convert and fetch it again. The first one converts and fetches:
+/// nothing is left from an earlier run.
 fn home(of: &str) -> PathBuf {
-    let this = std::env::current_exe().expect("this program's path");
-    let target = this.ancestors().nth(3).expect("a target folder");
-    let home = target.join("e2e-homes").join(of);
+    static HOMES: OnceLock<PathBuf> = OnceLock::new();
+    let homes = HOMES.get_or_init(|| {
+        let this = std::env::current_exe().expect("this program's path");
+        let homes = this.ancestors().nth(3).expect("a target folder").join("e2e-homes");
+        if homes.exists() {
+            std::fs::remove_dir_all(&homes).expect("an old run's folder");
+        }
+        homes
+    });
+    let home = homes.join(of);
     std::fs::create_dir_all(&home).expect("a home folder");
     home
 }
@@ -137,6 +146,24 @@ impl Coordinator {
             command.args(["--threads", "1"]);
         }
         Process::start(name, command)
+    }
+
+    /// The answer to a request that says how long its body is, and waits.
+    pub async fn announce(&self, path: &str, body_bytes: u64) -> String {
+        let head = format!(
+            "POST {path} HTTP/1.1\r\nhost: {}\r\ncontent-type: application/json\r\n\
+             content-length: {body_bytes}\r\nconnection: close\r\n\r\n",
+            self.address
+        );
+        let talk = async {
+            let mut socket = TcpStream::connect(&self.address).await?;
+            socket.write_all(head.as_bytes()).await?;
+            let mut answer = Vec::new();
+            socket.read_to_end(&mut answer).await?;
+            std::io::Result::Ok(String::from_utf8_lossy(&answer).into_owned())
+        };
+        let answer = tokio::time::timeout(WAIT_MAX, talk).await.expect("an answer in time");
+        answer.expect("the connection holds")
     }
 
     /// Waits until every layer is held.
