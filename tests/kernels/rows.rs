@@ -1,5 +1,6 @@
 //! Ops on one row.
 
+use engine::testing::QuantBlock;
 use engine::{Isa, testing};
 use model::testing::Random;
 use numerics::rope::{Pairs, sin_cos};
@@ -108,27 +109,22 @@ fn quantise() {
                 x[0] = 127.0 * scale;
             }
             let n = x.len() / BLOCK;
-            let (mut q, mut sums) = (vec![99i8; x.len()], vec![[9; 2]; n]);
-            let (mut d, mut s) = (Guarded::new(n), Guarded::new(n));
-            let (d_out, s_out) = (&mut d.buffer()[..n], &mut s.buffer()[..n]);
-            testing::quantise(isa, &x, &mut q, d_out, s_out, &mut sums).expect("finite");
+            let guard = QuantBlock { d: f32::NAN, s: f32::NAN, sums: [9; 2], q: [99; BLOCK] };
+            let mut got = vec![guard; n + 1];
+            testing::quantise(isa, &x, &mut got).expect("finite");
             let want = numerics::quantise::quantise(&x).expect("finite");
-            let column = |f: fn(&numerics::quantise::Block) -> f32| -> Vec<f32> {
-                want.iter().map(f).collect()
-            };
-            d.expect_all(&column(|b| b.d), &format!("d of case {case}, {isa:?}"));
-            s.expect_all(&column(|b| b.s), &format!("s of case {case}, {isa:?}"));
-            for (b, want) in want.iter().enumerate() {
-                assert_eq!(q[b * BLOCK..(b + 1) * BLOCK], want.q, "case {case}, {isa:?}");
-                let sum = |half: usize| {
-                    want.q[16 * half..][..16].iter().map(|&q| i32::from(q)).sum::<i32>()
-                };
-                assert_eq!(sums[b], [sum(0), sum(1)], "case {case}, {isa:?}");
+            assert_eq!(got[n].q, guard.q, "written beyond the end");
+            for (got, want) in got.iter().zip(&want) {
+                let bits = |d: f32, s: f32| [d.to_bits(), s.to_bits()];
+                assert_eq!(bits(got.d, got.s), bits(want.d, want.s), "case {case}, {isa:?}");
+                assert_eq!(got.q, want.q, "case {case}, {isa:?}");
+                let sum = |half: &[i8]| half.iter().map(|&q| i32::from(q)).sum::<i32>();
+                let sums = [sum(&want.q[..16]), sum(&want.q[16..])];
+                assert_eq!(got.sums, sums, "case {case}, {isa:?}");
             }
             let at = random.below(x.len() as u64) as usize;
             x[at] = f32::NEG_INFINITY;
-            let (d_out, s_out) = (&mut vec![0.0; n], &mut vec![0.0; n]);
-            assert_eq!(testing::quantise(isa, &x, &mut q, d_out, s_out, &mut sums), Err(Fault));
+            assert_eq!(testing::quantise(isa, &x, &mut got), Err(Fault));
         }
     }
 }

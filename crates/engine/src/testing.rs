@@ -12,6 +12,7 @@ use numerics::{Fault, PAGE_POSITIONS};
 
 use crate::cpu::attention::Attention;
 use crate::cpu::product::{self, Activations};
+pub use crate::cpu::quants::QuantBlock;
 use crate::cpu::quants::Quants;
 use crate::cpu::rows::RowsMut;
 use crate::cpu::{self, Element, elementwise};
@@ -74,16 +75,9 @@ pub fn lookup(isa: Isa, weights: &Weights, r: usize, output: &mut [f32]) {
     product::lookup(available(isa), &weights.0, r, output);
 }
 
-/// Quantises `x`, `[C]`, to quants `[C]`, scales, scaled sums and sums of halves `[C / 32]`.
-pub fn quantise(
-    isa: Isa,
-    x: &[f32],
-    q: &mut [i8],
-    d: &mut [f32],
-    s: &mut [f32],
-    sums: &mut [[i32; 2]],
-) -> Result<(), Fault> {
-    elementwise::quantise(available(isa), x, q, d, s, sums)
+/// Quantises `x`, `[C]`, to `[C / 32]` blocks.
+pub fn quantise(isa: Isa, x: &[f32], out: &mut [QuantBlock]) -> Result<(), Fault> {
+    elementwise::quantise(available(isa), x, out)
 }
 
 /// RMS norm of one row.

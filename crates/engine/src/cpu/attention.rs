@@ -79,7 +79,7 @@ impl<E: Element> Attention<'_, E> {
                     let state = &mut states[i * self.heads.len() + j];
                     let first = index == 0;
                     let scored =
-                        attend_page(isa, query, k, v, keys, self.factor, first, state, out);
+                        attend_page(isa, isa, query, k, v, keys, self.factor, first, state, out);
                     if scored.is_err() {
                         fault = fault.and(Err(row));
                     }
@@ -98,16 +98,17 @@ impl<E: Element> Attention<'_, E> {
 for_each_isa! {
     /// One page of one query: K `[hd][64]`, V `[64][hd]`, the first `keys` of each.
     attend_page, attend_page_avx2, attend_page_body(
-        query: &[f32], k: &[f32], v: &[f32], keys: usize, factor: f32, first: bool,
-        state: &mut Softmax, out: &mut [f32]
+        inner: Isa, query: &[f32], k: &[f32], v: &[f32], keys: usize, factor: f32,
+        first: bool, state: &mut Softmax, out: &mut [f32]
     ) -> Result<(), Fault>
 }
 
 /// Keys whose scores are computed together.
-const KEYS: usize = 16;
+pub(crate) const KEYS: usize = 16;
 
 #[inline(always)]
 fn attend_page_body(
+    inner: Isa,
     query: &[f32],
     k: &[f32],
     v: &[f32],
@@ -119,7 +120,7 @@ fn attend_page_body(
 ) -> Result<(), Fault> {
     let mut p = [0.0f32; PAGE_POSITIONS];
     for (block, scores) in p.chunks_exact_mut(KEYS).enumerate().take(keys.div_ceil(KEYS)) {
-        score_keys(query, k, block * KEYS, factor, scores);
+        score_keys(inner, query, k, block * KEYS, factor, scores);
     }
     let mut max = if first { f32::NEG_INFINITY } else { state.max };
     let mut magnitude = 0u32;
@@ -153,13 +154,19 @@ fn attend_page_body(
         }
     }
     state.max = max;
-    add_values(&p[..keys], v, out);
+    add_values(inner, &p[..keys], v, out);
     Ok(())
 }
 
 /// Scores of keys `start..start + 16`: striped dots whose lanes are folded pairwise.
 #[inline(always)]
-fn score_keys(query: &[f32], k: &[f32], start: usize, factor: f32, scores: &mut [f32]) {
+fn score_keys(isa: Isa, query: &[f32], k: &[f32], start: usize, factor: f32, scores: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx2 {
+        // SAFETY: an Isa beyond Portable is used only where it was detected.
+        return unsafe { super::avx2_attention::score_keys(query, k, start, factor, scores) };
+    }
+    let _ = isa;
     let mut stripes = [[0.0f32; KEYS]; 16];
     for (i, q) in query.iter().enumerate() {
         let keys = &k[i * PAGE_POSITIONS + start..][..KEYS];
@@ -184,7 +191,13 @@ fn score_keys(query: &[f32], k: &[f32], start: usize, factor: f32, scores: &mut 
 
 /// `out += p·v`, keys ascending for every element.
 #[inline(always)]
-fn add_values(p: &[f32], v: &[f32], out: &mut [f32]) {
+fn add_values(isa: Isa, p: &[f32], v: &[f32], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx2 {
+        // SAFETY: an Isa beyond Portable is used only where it was detected.
+        return unsafe { super::avx2_attention::add_values(p, v, out) };
+    }
+    let _ = isa;
     let hd = out.len();
     let (blocks, rest) = out.as_chunks_mut::<32>();
     let whole = blocks.len() * 32;

@@ -11,22 +11,26 @@ use model::layout::BLOCK_COLS;
 use numerics::Fault;
 
 use super::formats::{Format, Lanes};
-use super::quants::QuantRow;
+use super::quants::QuantBlock;
 
 /// Canonical products of one tile (its `cells`) with N columns: `[N][16 rows]`.
 #[target_feature(enable = "avx2,f16c")]
 pub(crate) fn quantised<F: Format, const N: usize>(
     cells: &[u8],
-    columns: [QuantRow<'_>; N],
+    columns: [&[QuantBlock]; N],
 ) -> [Lanes; N] {
     let mut out = [[0.0f32; 16]; N];
+    let blocks_per_cell = F::LAYOUT.cell_cols() / BLOCK_COLS;
+    let cells = cells.chunks_exact(F::LAYOUT.cell_bytes());
+    let columns = columns.map(|x| &x[..cells.len() * blocks_per_cell]);
     if N <= 2 {
         // Few columns: the weights are read once, in order.
         let mut acc = [[_mm256_setzero_ps(); N]; 2];
-        for (c, cell) in cells.chunks_exact(F::LAYOUT.cell_bytes()).enumerate() {
-            for b in 0..F::LAYOUT.cell_cols() / BLOCK_COLS {
+        for (c, cell) in cells.enumerate() {
+            for b in 0..blocks_per_cell {
+                let x = columns.each_ref().map(|x| &x[c * blocks_per_cell + b]);
                 for (half, acc) in acc.iter_mut().enumerate() {
-                    step::<F, N>(cell, c, b, half, &columns, acc);
+                    step::<F, N>(cell, b, half, &x, acc);
                 }
             }
         }
@@ -37,9 +41,10 @@ pub(crate) fn quantised<F: Format, const N: usize>(
         // Many columns: one half of the rows at a time, so that the sums stay in registers.
         for half in 0..2 {
             let mut acc = [_mm256_setzero_ps(); N];
-            for (c, cell) in cells.chunks_exact(F::LAYOUT.cell_bytes()).enumerate() {
-                for b in 0..F::LAYOUT.cell_cols() / BLOCK_COLS {
-                    step::<F, N>(cell, c, b, half, &columns, &mut acc);
+            for (c, cell) in cells.clone().enumerate() {
+                for b in 0..blocks_per_cell {
+                    let x = columns.each_ref().map(|x| &x[c * blocks_per_cell + b]);
+                    step::<F, N>(cell, b, half, &x, &mut acc);
                 }
             }
             store(&acc, half, &mut out);
@@ -58,53 +63,47 @@ fn store<const N: usize>(acc: &[__m256; N], half: usize, out: &mut [Lanes; N]) {
     }
 }
 
-/// Adds block `b` of cell `c` to the sums of rows `8·half ..`.
+/// Adds block `b` of a cell, and of the activations, to the sums of rows `8·half ..`.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
 fn step<F: Format, const N: usize>(
     cell: &[u8],
-    c: usize,
     b: usize,
     half: usize,
-    columns: &[QuantRow<'_>; N],
+    x: &[&QuantBlock; N],
     acc: &mut [__m256; N],
 ) {
-    let index = c * (F::LAYOUT.cell_cols() / BLOCK_COLS) + b;
-    let x: [&[i8; BLOCK_COLS]; N] = std::array::from_fn(|n| {
-        let block = columns[n].q[index * BLOCK_COLS..].first_chunk();
-        block.expect("activations have the matrix's columns")
-    });
-    let whole = |n: usize| columns[n].sums[index][0] + columns[n].sums[index][1];
+    let whole = |n: usize| x[n].sums[0] + x[n].sums[1];
     match F::LAYOUT {
         Layout::Q4S => {
             let d = halves(&cell[256..288], half);
-            let dots = nibble_dots(&cell[..256], half, &x);
+            let dots = nibble_dots::<F, N>(&cell[..256], half, x);
             for n in 0..N {
                 let dot = _mm256_sub_epi32(dots[n], _mm256_set1_epi32(8 * whole(n)));
-                acc[n] = scaled(acc[n], d, columns[n].d[index], dot);
+                acc[n] = scaled(acc[n], d, x[n].d, dot);
             }
         }
         Layout::Q4M => {
             let (d, m) = (halves(&cell[256..288], half), halves(&cell[288..320], half));
-            let dots = nibble_dots(&cell[..256], half, &x);
+            let dots = nibble_dots::<F, N>(&cell[..256], half, x);
             for n in 0..N {
-                acc[n] = scaled(acc[n], d, columns[n].d[index], dots[n]);
-                acc[n] = plus_min(acc[n], m, columns[n].s[index]);
+                acc[n] = scaled(acc[n], d, x[n].d, dots[n]);
+                acc[n] = plus_min(acc[n], m, x[n].s);
             }
         }
         Layout::Q5S => {
             let d = halves(&cell[320..352], half);
-            let dots = q5_dots(cell, half, &x);
+            let dots = q5_dots(cell, half, x);
             for n in 0..N {
                 let dot = _mm256_sub_epi32(dots[n], _mm256_set1_epi32(16 * whole(n)));
-                acc[n] = scaled(acc[n], d, columns[n].d[index], dot);
+                acc[n] = scaled(acc[n], d, x[n].d, dot);
             }
         }
         Layout::Q8 => {
             let d = halves(&cell[512..544], half);
-            let dots = q8_dots(cell, half, &x);
+            let dots = q8_dots(cell, half, x);
             for n in 0..N {
-                acc[n] = scaled(acc[n], d, columns[n].d[index], dots[n]);
+                acc[n] = scaled(acc[n], d, x[n].d, dots[n]);
             }
         }
         Layout::Q4K => {
@@ -114,10 +113,10 @@ fn step<F: Format, const N: usize>(
             let d = _mm256_mul_ps(halves(&cell[..32], half), scales);
             let m = _mm256_mul_ps(halves(&cell[32..64], half), mins);
             let m = _mm256_xor_ps(m, _mm256_set1_ps(-0.0));
-            let dots = nibble_dots(&block[32..288], half, &x);
+            let dots = nibble_dots::<F, N>(&block[32..288], half, x);
             for n in 0..N {
-                acc[n] = scaled(acc[n], d, columns[n].d[index], dots[n]);
-                acc[n] = plus_min(acc[n], m, columns[n].s[index]);
+                acc[n] = scaled(acc[n], d, x[n].d, dots[n]);
+                acc[n] = plus_min(acc[n], m, x[n].s);
             }
         }
         Layout::Q6K => {
@@ -126,11 +125,11 @@ fn step<F: Format, const N: usize>(
             for sub in 0..2 {
                 let scales = bytes_signed(&block[16 * sub..16 * sub + 16], half);
                 let d = _mm256_mul_ps(d, scales);
-                let dots = q6_dots(block, sub, half, &x);
+                let dots = q6_dots(block, sub, half, x);
                 for n in 0..N {
-                    let offset = _mm256_set1_epi32(32 * columns[n].sums[index][sub]);
+                    let offset = _mm256_set1_epi32(32 * x[n].sums[sub]);
                     let dot = _mm256_sub_epi32(dots[n], offset);
-                    acc[n] = scaled(acc[n], d, columns[n].d[index], dot);
+                    acc[n] = scaled(acc[n], d, x[n].d, dot);
                 }
             }
         }
@@ -196,8 +195,8 @@ fn eight(bytes: &[u8], half: usize) -> __m128i {
 /// Activations of columns `4·g .. 4·g + 4` in every lane.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn group(x: &[i8; BLOCK_COLS], g: usize) -> __m256i {
-    let four: &[i8; 4] = x[4 * g..4 * g + 4].first_chunk().expect("a block has 8 groups");
+fn group(x: &QuantBlock, g: usize) -> __m256i {
+    let four: &[i8; 4] = x.q[4 * g..4 * g + 4].first_chunk().expect("a block has 8 groups");
     _mm256_set1_epi32(i32::from_ne_bytes(four.map(|v| v as u8)))
 }
 
@@ -209,12 +208,13 @@ fn widen(sums: __m256i) -> __m256i {
 }
 
 /// Dots of unsigned nibbles: all 8 groups add to at most 8·2·15·127 = 30,480 in 16 bits.
+/// (A copy for each format F, so that the compiler inlines it.)
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn nibble_dots<const N: usize>(
+fn nibble_dots<F: Format, const N: usize>(
     plane: &[u8],
     half: usize,
-    x: &[&[i8; BLOCK_COLS]; N],
+    x: &[&QuantBlock; N],
 ) -> [__m256i; N] {
     let mask = _mm256_set1_epi8(15);
     let mut sums = [_mm256_setzero_si256(); N];
@@ -234,7 +234,7 @@ fn nibble_dots<const N: usize>(
 /// Dots of unsigned 5-bit quants: 4 groups add to at most 4·2·31·127 = 31,496.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn q5_dots<const N: usize>(cell: &[u8], half: usize, x: &[&[i8; BLOCK_COLS]; N]) -> [__m256i; N] {
+fn q5_dots<const N: usize>(cell: &[u8], half: usize, x: &[&QuantBlock; N]) -> [__m256i; N] {
     let mask = _mm256_set1_epi8(15);
     let sixteen = _mm256_set1_epi8(16);
     // Bit k of a row's nibble of bits, for k = 0..4 in its four bytes; even and odd groups.
@@ -275,7 +275,7 @@ fn q5_dots<const N: usize>(cell: &[u8], half: usize, x: &[&[i8; BLOCK_COLS]; N])
 /// Dots of signed bytes as |w|·sign(x, w): one group adds to at most 2·128·127 = 32,512.
 #[inline]
 #[target_feature(enable = "avx2,f16c")]
-fn q8_dots<const N: usize>(cell: &[u8], half: usize, x: &[&[i8; BLOCK_COLS]; N]) -> [__m256i; N] {
+fn q8_dots<const N: usize>(cell: &[u8], half: usize, x: &[&QuantBlock; N]) -> [__m256i; N] {
     let mut dots = [_mm256_setzero_si256(); N];
     for g in 0..8 {
         let w = load(cell, g * 64 + half * 32);
@@ -297,7 +297,7 @@ fn q6_dots<const N: usize>(
     block: &[u8],
     sub: usize,
     half: usize,
-    x: &[&[i8; BLOCK_COLS]; N],
+    x: &[&QuantBlock; N],
 ) -> [__m256i; N] {
     let mask = _mm256_set1_epi8(15);
     let upper = _mm256_set1_epi8(0x30);

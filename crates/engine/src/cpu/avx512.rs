@@ -11,18 +11,22 @@ use model::Layout;
 use model::layout::BLOCK_COLS;
 
 use super::formats::{Format, Lanes};
-use super::quants::QuantRow;
+use super::quants::QuantBlock;
 
 /// Canonical products of one tile (its `cells`) with N columns: `[N][16 rows]`.
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 pub(crate) fn quantised<F: Format, const N: usize>(
     cells: &[u8],
-    columns: [QuantRow<'_>; N],
+    columns: [&[QuantBlock]; N],
 ) -> [Lanes; N] {
     let mut acc = [_mm512_setzero_ps(); N];
-    for (c, cell) in cells.chunks_exact(F::LAYOUT.cell_bytes()).enumerate() {
-        for b in 0..F::LAYOUT.cell_cols() / BLOCK_COLS {
-            step::<F, N>(cell, c, b, &columns, &mut acc);
+    let blocks_per_cell = F::LAYOUT.cell_cols() / BLOCK_COLS;
+    let cells = cells.chunks_exact(F::LAYOUT.cell_bytes());
+    let columns = columns.map(|x| &x[..cells.len() * blocks_per_cell]);
+    for (c, cell) in cells.enumerate() {
+        for b in 0..blocks_per_cell {
+            let x = columns.each_ref().map(|x| &x[c * blocks_per_cell + b]);
+            step::<F, N>(cell, b, &x, &mut acc);
         }
     }
     let mut out = [[0.0f32; 16]; N];
@@ -33,56 +37,50 @@ pub(crate) fn quantised<F: Format, const N: usize>(
     out
 }
 
-/// Adds block `b` of cell `c` to the sums.
+/// Adds block `b` of a cell, and of the activations, to the sums.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
 fn step<F: Format, const N: usize>(
     cell: &[u8],
-    c: usize,
     b: usize,
-    columns: &[QuantRow<'_>; N],
+    x: &[&QuantBlock; N],
     acc: &mut [__m512; N],
 ) {
-    let index = c * (F::LAYOUT.cell_cols() / BLOCK_COLS) + b;
-    let x: [&[i8; BLOCK_COLS]; N] = std::array::from_fn(|n| {
-        let block = columns[n].q[index * BLOCK_COLS..].first_chunk();
-        block.expect("activations have the matrix's columns")
-    });
     // Each column's dot starts at minus the offset times the activations' sum.
     let start = |offset: i32| -> [__m512i; N] {
         std::array::from_fn(|n| {
-            let [low, high] = columns[n].sums[index];
+            let [low, high] = x[n].sums;
             _mm512_set1_epi32(-offset * (low + high))
         })
     };
     match F::LAYOUT {
         Layout::Q4S => {
             let d = halves(&cell[256..288]);
-            let dots = nibble_dots(&cell[..256], start(8), &x);
+            let dots = nibble_dots::<F, N>(&cell[..256], start(8), x);
             for n in 0..N {
-                acc[n] = scaled(acc[n], d, columns[n].d[index], dots[n]);
+                acc[n] = scaled(acc[n], d, x[n].d, dots[n]);
             }
         }
         Layout::Q4M => {
             let (d, m) = (halves(&cell[256..288]), halves(&cell[288..320]));
-            let dots = nibble_dots(&cell[..256], [_mm512_setzero_si512(); N], &x);
+            let dots = nibble_dots::<F, N>(&cell[..256], [_mm512_setzero_si512(); N], x);
             for n in 0..N {
-                acc[n] = scaled(acc[n], d, columns[n].d[index], dots[n]);
-                acc[n] = plus_min(acc[n], m, columns[n].s[index]);
+                acc[n] = scaled(acc[n], d, x[n].d, dots[n]);
+                acc[n] = plus_min(acc[n], m, x[n].s);
             }
         }
         Layout::Q5S => {
             let d = halves(&cell[320..352]);
-            let dots = q5_dots(cell, start(16), &x);
+            let dots = q5_dots(cell, start(16), x);
             for n in 0..N {
-                acc[n] = scaled(acc[n], d, columns[n].d[index], dots[n]);
+                acc[n] = scaled(acc[n], d, x[n].d, dots[n]);
             }
         }
         Layout::Q8 => {
             let d = halves(&cell[512..544]);
-            let dots = q8_dots(cell, start(128), &x);
+            let dots = q8_dots(cell, start(128), x);
             for n in 0..N {
-                acc[n] = scaled(acc[n], d, columns[n].d[index], dots[n]);
+                acc[n] = scaled(acc[n], d, x[n].d, dots[n]);
             }
         }
         Layout::Q4K => {
@@ -92,10 +90,10 @@ fn step<F: Format, const N: usize>(
             let d = _mm512_mul_ps(halves(&cell[..32]), scales);
             let m = _mm512_castps_si512(_mm512_mul_ps(halves(&cell[32..64]), mins));
             let m = _mm512_castsi512_ps(_mm512_xor_si512(m, _mm512_set1_epi32(i32::MIN)));
-            let dots = nibble_dots(&block[32..288], [_mm512_setzero_si512(); N], &x);
+            let dots = nibble_dots::<F, N>(&block[32..288], [_mm512_setzero_si512(); N], x);
             for n in 0..N {
-                acc[n] = scaled(acc[n], d, columns[n].d[index], dots[n]);
-                acc[n] = plus_min(acc[n], m, columns[n].s[index]);
+                acc[n] = scaled(acc[n], d, x[n].d, dots[n]);
+                acc[n] = plus_min(acc[n], m, x[n].s);
             }
         }
         Layout::Q6K => {
@@ -104,11 +102,10 @@ fn step<F: Format, const N: usize>(
             for sub in 0..2 {
                 let scales = sixteen(&block[16 * sub..16 * sub + 16]);
                 let d = _mm512_mul_ps(d, _mm512_cvtepi32_ps(_mm512_cvtepi8_epi32(scales)));
-                let start =
-                    std::array::from_fn(|n| _mm512_set1_epi32(-32 * columns[n].sums[index][sub]));
-                let dots = q6_dots(block, sub, start, &x);
+                let start = std::array::from_fn(|n| _mm512_set1_epi32(-32 * x[n].sums[sub]));
+                let dots = q6_dots(block, sub, start, x);
                 for n in 0..N {
-                    acc[n] = scaled(acc[n], d, columns[n].d[index], dots[n]);
+                    acc[n] = scaled(acc[n], d, x[n].d, dots[n]);
                 }
             }
         }
@@ -161,8 +158,8 @@ fn sixteen(bytes: &[u8]) -> __m128i {
 /// Activations of columns `4·g .. 4·g + 4` in every lane.
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn group(x: &[i8; BLOCK_COLS], g: usize) -> __m512i {
-    let four: &[i8; 4] = x[4 * g..4 * g + 4].first_chunk().expect("a block has 8 groups");
+fn group(x: &QuantBlock, g: usize) -> __m512i {
+    let four: &[i8; 4] = x.q[4 * g..4 * g + 4].first_chunk().expect("a block has 8 groups");
     _mm512_set1_epi32(i32::from_ne_bytes(four.map(|v| v as u8)))
 }
 
@@ -175,12 +172,13 @@ fn nibbles(plane: &[u8], p: usize) -> (__m512i, __m512i) {
     (_mm512_and_si512(w, mask), _mm512_and_si512(_mm512_srli_epi16(w, 4), mask))
 }
 
+/// Dots of unsigned nibbles. (A copy for each format F, so that the compiler inlines it.)
 #[inline]
 #[target_feature(enable = "avx512f,avx512bw,avx512vl,avx512vnni")]
-fn nibble_dots<const N: usize>(
+fn nibble_dots<F: Format, const N: usize>(
     plane: &[u8],
     mut dots: [__m512i; N],
-    x: &[&[i8; BLOCK_COLS]; N],
+    x: &[&QuantBlock; N],
 ) -> [__m512i; N] {
     for p in 0..4 {
         let (low, high) = nibbles(plane, p);
@@ -197,7 +195,7 @@ fn nibble_dots<const N: usize>(
 fn q5_dots<const N: usize>(
     cell: &[u8],
     mut dots: [__m512i; N],
-    x: &[&[i8; BLOCK_COLS]; N],
+    x: &[&QuantBlock; N],
 ) -> [__m512i; N] {
     let sixteen = _mm512_set1_epi8(16);
     // Bit k of a row's nibble of bits, for k = 0..4 in its four bytes; even and odd groups.
@@ -224,7 +222,7 @@ fn q5_dots<const N: usize>(
 fn q8_dots<const N: usize>(
     cell: &[u8],
     mut dots: [__m512i; N],
-    x: &[&[i8; BLOCK_COLS]; N],
+    x: &[&QuantBlock; N],
 ) -> [__m512i; N] {
     let bias = _mm512_set1_epi8(i8::MIN);
     for g in 0..8 {
@@ -242,7 +240,7 @@ fn q6_dots<const N: usize>(
     block: &[u8],
     sub: usize,
     mut dots: [__m512i; N],
-    x: &[&[i8; BLOCK_COLS]; N],
+    x: &[&QuantBlock; N],
 ) -> [__m512i; N] {
     let upper = _mm512_set1_epi8(0x30);
     let highs = load(block, 288 + sub * 64);

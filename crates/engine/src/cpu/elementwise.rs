@@ -10,6 +10,7 @@ use numerics::rope::Pairs;
 use numerics::{BLOCK, Fault};
 
 use super::Isa;
+use super::quants::QuantBlock;
 
 /// Adding and subtracting 1.5·2²³ rounds |x| < 2²² to the nearest integer, ties to even.
 const ROUND_MAGIC: f32 = 12_582_912.0;
@@ -38,23 +39,14 @@ macro_rules! for_each_isa {
 pub(crate) use for_each_isa;
 
 for_each_isa! {
-    /// Quantises `x`, `[C]`: quants, scales, scaled sums, and sums of the halves.
-    quantise, quantise_avx2, quantise_body(
-        x: &[f32], q: &mut [i8], d: &mut [f32], s: &mut [f32], sums: &mut [[i32; 2]]
-    ) -> Result<(), Fault>
+    /// Quantises `x`, `[C]`, to `[C / 32]` blocks.
+    quantise, quantise_avx2, quantise_body(x: &[f32], out: &mut [QuantBlock]) -> Result<(), Fault>
 }
 
 #[inline(always)]
-fn quantise_body(
-    x: &[f32],
-    q: &mut [i8],
-    d: &mut [f32],
-    s: &mut [f32],
-    sums: &mut [[i32; 2]],
-) -> Result<(), Fault> {
-    let (xs, _) = x.as_chunks::<BLOCK>();
-    let (qs, _) = q.as_chunks_mut::<BLOCK>();
-    for (b, (x, q)) in xs.iter().zip(qs).enumerate() {
+fn quantise_body(x: &[f32], out: &mut [QuantBlock]) -> Result<(), Fault> {
+    let (blocks, _) = x.as_chunks::<BLOCK>();
+    for (x, out) in blocks.iter().zip(out) {
         let mut max = 0u32;
         for v in x {
             max = max.max(v.to_bits() & 0x7fff_ffff);
@@ -64,7 +56,7 @@ fn quantise_body(
         }
         let a = f32::from_bits(max);
         if a < QUANTISE_MIN {
-            (*q, d[b], s[b], sums[b]) = ([0; BLOCK], 0.0, 0.0, [0; 2]);
+            *out = QuantBlock::ZERO;
             continue;
         }
         let inv = 127.0 / a;
@@ -73,18 +65,17 @@ fn quantise_body(
             let v = (x[i] * inv).clamp(-127.0, 127.0) + ROUND_MAGIC;
             whole[i] = v.to_bits() as i32 - ROUND_MAGIC.to_bits() as i32;
         }
-        let mut low = 0;
-        let mut high = 0;
+        let mut sums = [0; 2];
         for i in 0..BLOCK / 2 {
-            low += whole[i];
-            high += whole[BLOCK / 2 + i];
+            sums[0] += whole[i];
+            sums[1] += whole[BLOCK / 2 + i];
         }
         for i in 0..BLOCK {
-            q[i] = whole[i] as i8;
+            out.q[i] = whole[i] as i8;
         }
-        d[b] = a / 127.0;
-        s[b] = d[b] * (low + high) as f32;
-        sums[b] = [low, high];
+        out.d = a / 127.0;
+        out.s = out.d * (sums[0] + sums[1]) as f32;
+        out.sums = sums;
     }
     Ok(())
 }

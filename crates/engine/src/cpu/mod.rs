@@ -7,6 +7,8 @@ pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
 #[cfg(target_arch = "x86_64")]
+mod avx2_attention;
+#[cfg(target_arch = "x86_64")]
 mod avx512;
 pub(crate) mod elementwise;
 pub(crate) mod formats;
@@ -20,7 +22,7 @@ use formats::{Format, Lanes};
 use model::Layout;
 use numerics::{Fault, PAGE_POSITIONS};
 use product::{dot_body, widen_body};
-use quants::QuantRow;
+use quants::QuantBlock;
 
 /// An instruction set that the kernels are written for; all give the same bits.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -62,7 +64,7 @@ impl Isa {
 fn quantised<F: Format, const N: usize>(
     isa: Isa,
     cells: &[u8],
-    columns: [QuantRow<'_>; N],
+    columns: [&[QuantBlock]; N],
 ) -> [Lanes; N] {
     #[cfg(target_arch = "x86_64")]
     match isa {

@@ -3,7 +3,7 @@
 use model::layout::BLOCK_COLS;
 
 use super::formats::{Block, Format, Lanes};
-use super::quants::QuantRow;
+use super::quants::QuantBlock;
 
 /// Exact integer dots of groups `groups` of a block with its activations, one per row.
 #[inline(always)]
@@ -25,7 +25,7 @@ fn dots(q: &[i8; 512], x: &[i8], groups: std::ops::Range<usize>) -> [i32; 16] {
 #[inline(always)]
 pub(crate) fn quantised<F: Format, const N: usize>(
     cells: &[u8],
-    columns: [QuantRow<'_>; N],
+    columns: [&[QuantBlock]; N],
 ) -> [Lanes; N] {
     let mut acc = [[0.0f32; 16]; N];
     let mut block = Block::ZERO;
@@ -35,8 +35,7 @@ pub(crate) fn quantised<F: Format, const N: usize>(
             F::read(cell, b, &mut block);
             let index = c * blocks_per_cell + b;
             for (acc, x) in acc.iter_mut().zip(&columns) {
-                let q = &x.q[index * BLOCK_COLS..(index + 1) * BLOCK_COLS];
-                let (d, s) = (x.d[index], x.s[index]);
+                let QuantBlock { d, s, ref q, .. } = x[index];
                 if F::HALVES {
                     let (low, high) = (dots(&block.q, q, 0..4), dots(&block.q, q, 4..8));
                     for r in 0..16 {

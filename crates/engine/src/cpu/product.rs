@@ -107,7 +107,7 @@ impl Task<'_> {
     /// As [`product`].
     unsafe fn quantised_tile<F: Format>(&self, tile: usize, x: &Quants, columns: Range<usize>) {
         let cells = self.cells(tile, F::LAYOUT);
-        assert_eq!(x.row(columns.end - 1).d.len() * BLOCK, self.matrix.cols);
+        assert_eq!(x.row(columns.end - 1).len() * BLOCK, self.matrix.cols);
         let mut t = columns.start;
         // SAFETY: passed on.
         unsafe {
