@@ -14,7 +14,7 @@ pub fn run(flags: &[String]) -> Result<()> {
     #[cfg(unix)]
     {
         use std::os::unix::process::CommandExt;
-        return Err(command.exec()).context("cargo cannot be run");
+        Err(command.exec()).context("cargo cannot be run")
     }
     #[cfg(not(unix))]
     {
