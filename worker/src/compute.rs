@@ -6,14 +6,15 @@ use std::sync::{Arc, Weak, mpsc};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use engine::{BlobBytes, Class, Input, Limits, Output, Shard, StepError, kv_page_bytes};
+use engine::{Class, Input, Limits, Output, StepError, kv_page_bytes};
 use memmap2::Mmap;
 use model::Manifest;
 use protocol::payload::{elements, to_payload};
-use protocol::{Assignment, BlobHash, Dtype, SessionId, Span};
+use protocol::{Assignment, BlobHash, Dtype, SessionId};
 use worker_core::{Event, Run, RunFault, Shape, ShardKey};
 
 use crate::shell::Shared;
+use crate::spans::SpanShards;
 
 /// Something to do with a shard; see the [`worker_core::Action`] of that name.
 pub(crate) enum Command {
@@ -26,7 +27,7 @@ pub(crate) enum Command {
 }
 
 /// A loaded shard, or why it takes no more steps.
-type Slot = Result<(Shard, Span), String>;
+type Slot = Result<SpanShards, String>;
 
 /// What the compute thread works with.
 pub(crate) struct Compute {
@@ -47,7 +48,7 @@ impl Compute {
                 Command::Load { shard, assignment, blobs } => {
                     let event = match self.load(&assignment, blobs) {
                         Ok((loaded, shape)) => {
-                            shards.insert(shard, Ok((loaded, assignment.span)));
+                            shards.insert(shard, Ok(loaded));
                             Event::Loaded { shard, shape }
                         }
                         Err(reason) => Event::LoadFailed { shard, reason },
@@ -57,7 +58,7 @@ impl Compute {
                 Command::Run(run) => (Some(execute(&mut shards, run)), true),
                 Command::Fork { shard, from, to, positions } => {
                     if let Some(slot) = shards.get_mut(&shard)
-                        && let Ok((loaded, _)) = slot
+                        && let Ok(loaded) = slot
                         && let Err(error) = loaded.fork(from.0, to.0, positions)
                     {
                         *slot = Err(format!("fork: {error}"));
@@ -65,13 +66,13 @@ impl Compute {
                     (None, false)
                 }
                 Command::Truncate { shard, session, positions } => {
-                    if let Some(Ok((loaded, _))) = shards.get_mut(&shard) {
+                    if let Some(Ok(loaded)) = shards.get_mut(&shard) {
                         loaded.truncate(session.0, positions);
                     }
                     (None, false)
                 }
                 Command::Release { shard, session } => {
-                    if let Some(Ok((loaded, _))) = shards.get_mut(&shard) {
+                    if let Some(Ok(loaded)) = shards.get_mut(&shard) {
                         loaded.release(session.0);
                     }
                     (None, false)
@@ -97,13 +98,13 @@ impl Compute {
         &self,
         assignment: &Assignment,
         blobs: BTreeMap<BlobHash, Arc<Mmap>>,
-    ) -> Result<(Shard, Shape), String> {
+    ) -> Result<(SpanShards, Shape), String> {
         let manifest = blobs.get(&assignment.manifest.hash).ok_or("the manifest is not here")?;
         let manifest = Manifest::from_bytes(manifest).map_err(|e| format!("manifest: {e}"))?;
         let class = Class::from_name(&assignment.class)
             .ok_or_else(|| format!("class {} is not known", assignment.class))?;
         let span = assignment.span.first..assignment.span.end;
-        let page_bytes = kv_page_bytes(&manifest, span.clone(), class);
+        let page_bytes = kv_page_bytes(&manifest, span, class);
         let kv_bytes = u64::from(assignment.kv_pages).saturating_mul(page_bytes);
         let (weights, lent) = (assignment.weight_bytes(), self.memory_bytes);
         if weights.saturating_add(kv_bytes) > lent {
@@ -113,10 +114,10 @@ impl Compute {
         }
         let dims = manifest.dims;
         let shape = Shape { layers: dims.layers, d_model: dims.d_model, vocab: dims.vocab };
-        let get = |hash: &str| blobs.get(hash).map(|map| map.clone() as BlobBytes);
         let limits = Limits::new(assignment.kv_pages, self.threads);
-        let loaded =
-            catch_unwind(AssertUnwindSafe(|| Shard::load(&manifest, span, class, get, limits)));
+        let loaded = catch_unwind(AssertUnwindSafe(|| {
+            SpanShards::load(manifest, assignment.span, class, blobs, limits)
+        }));
         match loaded {
             Ok(loaded) => Ok((loaded.map_err(|e| e.to_string())?, shape)),
             Err(panic) => Err(format!("loading panicked: {}", panic_text(&*panic))),
@@ -132,10 +133,7 @@ fn execute(shards: &mut BTreeMap<ShardKey, Slot>, run: Run) -> Event {
         Some(Err(reason)) => Err(RunFault::Broken(reason.clone())),
         Some(slot @ Ok(_)) => {
             let stepped = catch_unwind(AssertUnwindSafe(|| match slot {
-                Ok((_, span)) if *span != run.span => {
-                    Err(RunFault::BadStep("a part of the shard's span".into()))
-                }
-                Ok((shard, _)) => step(shard, &run),
+                Ok(shards) => step(shards, &run),
                 Err(_) => unreachable!("matched above"),
             }));
             stepped.unwrap_or_else(|panic| {
@@ -150,7 +148,7 @@ fn execute(shards: &mut BTreeMap<ShardKey, Slot>, run: Run) -> Event {
     Event::RunDone { run: run.id, compute_us, result }
 }
 
-fn step(shard: &mut Shard, run: &Run) -> Result<Bytes, RunFault> {
+fn step(shards: &mut SpanShards, run: &Run) -> Result<Bytes, RunFault> {
     let segments: Vec<engine::Segment> = run
         .segments
         .iter()
@@ -162,8 +160,12 @@ fn step(shard: &mut Shard, run: &Run) -> Result<Bytes, RunFault> {
         })
         .collect();
     let output = match run.dtype {
-        Dtype::U32 => shard.step(&segments, Input::Tokens(&elements::<u32>(&run.payload))),
-        Dtype::F32 => shard.step(&segments, Input::Hidden(&elements::<f32>(&run.payload))),
+        Dtype::U32 => {
+            shards.step(run.span, &segments, Input::Tokens(&elements::<u32>(&run.payload)))
+        }
+        Dtype::F32 => {
+            shards.step(run.span, &segments, Input::Hidden(&elements::<f32>(&run.payload)))
+        }
     };
     match output {
         Ok(Output::Hidden(values) | Output::Logits(values)) => Ok(to_payload(values)),

@@ -22,6 +22,7 @@ pub mod machine;
 pub mod options;
 mod shell;
 pub mod socket;
+mod spans;
 
 pub use blobs::{BlobError, BlobSource};
 pub use identity::Identity;

@@ -155,6 +155,13 @@ pub async fn connect(
         Error::Protocol(ProtocolError::SecWebSocketSubProtocolError(_)) => {
             unfit(format!("no coordinator that speaks {SUBPROTOCOL}: update the older one"))
         }
+        Error::Protocol(
+            error @ (ProtocolError::HandshakeIncomplete
+            | ProtocolError::ResetWithoutClosingHandshake),
+        ) => lost(error.to_string()),
+        error @ (Error::Protocol(_) | Error::HttpFormat(_)) => {
+            unfit(format!("what answers there is no coordinator ({error})"))
+        }
         Error::Url(error) => unfit(error.to_string()),
         Error::Io(error) if certificate_problem(&error).is_some() => {
             let problem = certificate_problem(&error).unwrap_or_default();

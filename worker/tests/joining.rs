@@ -156,6 +156,48 @@ async fn steps_over_the_socket_equal_the_engine() {
     assert_eq!(client.ended().await, Ok(()));
 }
 
+/// A route enters and leaves a shard in the middle, another takes all of it, sessions fork.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn parts_of_a_shard_compute_as_a_shard_of_those_parts() {
+    let model = Model::tiny();
+    let mut coordinator = Coordinator::start(&model).await;
+    let home = tempfile::tempdir().unwrap();
+    let _client = Client::start(coordinator.url(), home.path());
+    let (mut peer, _) = coordinator.joined().await;
+    let parts = model.manifest.parts.len() as u32;
+    let all = model.assignment(1, 0, parts);
+    let ready = FromWorker::Ready { assignment: all.id };
+    assert_eq!(peer.assign(all.clone()).await, ready);
+    let (mut whole, mut middle) = (shard(&model, 0, parts), shard(&model, 2, 4));
+
+    let tokens = step(&all, 1, vec![segment(1, 0, 3)], to_payload(vec![1u32, 2, 3]));
+    peer.send(&tokens).await;
+    assert_eq!(peer.answer().await.payload, compute(&mut whole, &tokens));
+
+    let inner = Assignment { span: Span { first: 2, end: 4 }, ..all.clone() };
+    let rows = |n: usize| to_payload((0..n * 64).map(|i| (i % 13) as f32 * 0.1).collect());
+    let first = step(&inner, 2, vec![segment(2, 0, 5)], rows(5));
+    peer.send(&first).await;
+    assert_eq!(peer.answer().await.payload, compute(&mut middle, &first));
+    let (from, to, assignment) = (SessionId(2), SessionId(3), all.id);
+    peer.say(ToWorker::Fork { assignment, from, to, epoch: 1, positions: 4 }).await;
+    middle.fork(2, 3, 4).unwrap();
+    peer.say(ToWorker::Truncate { assignment, session: from, epoch: 1, positions: 2 }).await;
+    let next = step(&inner, 3, vec![segment(3, 4, 1), segment(2, 2, 1)], rows(2));
+    peer.send(&next).await;
+    let answer = peer.answer().await;
+    assert_eq!(answer.payload, compute(&mut middle, &next));
+    assert_eq!(answer.span, inner.span);
+
+    let more = step(&all, 4, vec![segment(1, 3, 1)], to_payload(vec![4u32]));
+    peer.send(&more).await;
+    assert_eq!(peer.answer().await.payload, compute(&mut whole, &more));
+    let ends = Assignment { span: Span { first: 0, end: 1 }, ..all };
+    let lookup = step(&ends, 5, vec![segment(9, 70, 2)], to_payload(vec![7u32, 8]));
+    peer.send(&lookup).await;
+    assert_eq!(peer.answer().await.payload, compute(&mut shard(&model, 0, 1), &lookup));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_lost_worker_comes_back_with_its_cache() {
     let model = Model::tiny();
