@@ -21,7 +21,7 @@ const INVITE_TOKEN_CHARS_MIN: usize = 8;
 #[derive(Clone, Debug, Default, PartialEq, clap::Args, Deserialize)]
 #[serde(deny_unknown_fields, default)]
 pub struct Settings {
-    /// A model to serve; may be given several times: NAME of the catalogue or of a pulled
+    /// A model to serve; may be given several times, or with commas between: NAME of the catalogue or of a pulled
     /// model, PATH of a .gguf file, or hf:owner/repo/file.gguf. Fetched if absent
     /// [default: smollm2-135m]
     #[arg(long, env = "WEFT_MODEL", value_name = "NAME|PATH", value_delimiter = ',')]
@@ -43,7 +43,7 @@ pub struct Settings {
     #[arg(long, env = "WEFT_HOME", value_name = "DIR")]
     pub home: Option<PathBuf>,
     /// A token that makes a worker trusted to hold a model's ends, where text is seen; may be
-    /// given several times. At least 8 characters
+    /// given several times, or with commas between. At least 8 characters, no comma
     #[arg(
         long,
         env = "WEFT_INVITE_TOKEN",

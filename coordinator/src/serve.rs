@@ -194,8 +194,8 @@ async fn tell_when_ready(driver: Handle, address: SocketAddr, names: Vec<String>
     println!("ready: {}. Try", names.join(", "));
     println!(
         "  curl http://{here}/v1/chat/completions -H 'content-type: application/json' -d \
-         '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"What is the \
-         capital of France?\"}}]}}'",
+         '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Give me \
+         three tips for a healthy life.\"}}], \"max_tokens\": 100}}'",
         names[0]
     );
 }

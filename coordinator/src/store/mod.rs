@@ -163,3 +163,20 @@ impl Home {
         &self.root
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_full_disk_is_told_with_what_is_needed_and_where() {
+        for kind in [io::ErrorKind::StorageFull, io::ErrorKind::QuotaExceeded] {
+            let error = StoreError::write("the model", Path::new("here"), 123, kind.into());
+            let text = error.to_string();
+            assert!(text.contains("disk of here is full") && text.contains("123"), "{text}");
+        }
+        let other = io::ErrorKind::PermissionDenied.into();
+        let error = StoreError::write("the model", Path::new("here"), 123, other);
+        assert!(matches!(error, StoreError::Io { .. }), "{error}");
+    }
+}
