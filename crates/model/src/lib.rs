@@ -1,7 +1,7 @@
 //! Models as data: what a file holds, and what travels of it.
 //!
 //! GGUF in, a [`Manifest`] and content-addressed blobs out: [`Gguf::parse`] reads the
-//! files, [`check_supported`] says whether they can be run, [`convert`] writes the blobs.
+//! files, [`check_supported`] says whether they can be run, [`convert()`] writes the blobs.
 //! A blob holds tensors of one *part* (the embedding, one layer, or the head) in a
 //! canonical [`Layout`]; [`dequant`] reads one back. This crate does no I/O of its own:
 //! callers hand it byte slices (mapped files) and sinks. It knows nothing about sockets,

@@ -63,7 +63,7 @@ impl Manifest {
     /// consistent (though not, of course, to hold good weights).
     ///
     /// # Errors
-    /// A [`ManifestError`] for anything that [`crate::convert`] could not have made.
+    /// A [`ManifestError`] for anything that [`crate::convert()`] could not have made.
     pub fn from_bytes(bytes: &[u8]) -> Result<Manifest, ManifestError> {
         if bytes.len() > MANIFEST_BYTES_MAX {
             return Err(ManifestError::TooLarge { got: bytes.len(), max: MANIFEST_BYTES_MAX });

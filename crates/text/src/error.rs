@@ -104,7 +104,7 @@ pub enum Error {
     },
 }
 
-/// Whom an [`Error`] concerns.
+/// Whom an [`enum@Error`] concerns.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Fault {
     /// The model's file: refuse it before anything is loaded.

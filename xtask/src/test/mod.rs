@@ -23,6 +23,10 @@ const SIM_SEEDS: &str = "200";
 /// Mutated inputs for each parser, if `WEFT_FUZZ_INPUTS` does not say.
 const FUZZ_INPUTS: &str = "1000000";
 
+/// The documentation is for those who work on this, so it shows what is private, and links to
+/// it.
+const DOC_FLAGS: &str = "-D warnings -A rustdoc::private_intra_doc_links";
+
 const QUICK_MAX: Duration = Duration::from_secs(300);
 const BUILD_MAX: Duration = Duration::from_secs(1800);
 const TESTS_MAX: Duration = Duration::from_secs(2400);
@@ -41,8 +45,9 @@ pub fn run(all_models: bool) -> Result<bool> {
         run_tests(&mut report)?;
         fuzz(&mut report);
         report.step("doc", || {
-            let mut command = cargo(&["doc", "--workspace", "--no-deps", "--locked"]);
-            quiet(command.env("RUSTDOCFLAGS", "-D warnings"), BUILD_MAX)
+            let mut command =
+                cargo(&["doc", "--workspace", "--no-deps", "--locked", "--document-private-items"]);
+            quiet(command.env("RUSTDOCFLAGS", DOC_FLAGS), BUILD_MAX)
         });
     }
     Ok(report.close())
