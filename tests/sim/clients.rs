@@ -12,7 +12,7 @@ use crate::world::LAYERS;
 
 /// What a client does at some time.
 pub enum Doing {
-    Ask { prompt: Vec<u32>, choices: u32, new_tokens: u32, turns_left: u32 },
+    Ask { prompt: Vec<u32>, choices: u32, new_tokens: u32, turns_left: u32, hurried: bool },
     Sampled { session: SessionId, token: u32 },
     Finish { session: SessionId },
     Leave { request: RequestId },
@@ -31,6 +31,7 @@ struct Ask {
     prompt: Vec<u32>,
     new_tokens: u32,
     turns_left: u32,
+    hurried: bool,
     deadline: u64,
     open: usize,
 }
@@ -60,6 +61,7 @@ impl Clients {
                     choices: if rng.chance(2_500) { 3 } else { 1 },
                     new_tokens: rng.between(1, 60) as u32,
                     turns_left: rng.below(3) as u32,
+                    hurried: rng.chance(1_000),
                 };
                 (rng.below(until), doing)
             })
@@ -82,15 +84,17 @@ impl Clients {
         tally: &mut Tally,
     ) -> (Vec<Event>, Vec<(u64, Doing)>) {
         match doing {
-            Doing::Ask { prompt, choices, new_tokens, turns_left } => {
+            Doing::Ask { prompt, choices, new_tokens, turns_left, hurried } => {
                 self.to_come -= 1;
                 let id = RequestId(self.next_request);
                 self.next_request += 1;
-                let deadline = now + 600_000_000;
+                // Only who is in a hurry may be told that it took too long.
+                let deadline = now + if hurried { 2_000_000 } else { 10_000_000_000 };
                 let ask = Ask {
                     prompt: prompt.clone(),
                     new_tokens,
                     turns_left,
+                    hurried,
                     deadline,
                     open: choices as usize,
                 };
@@ -139,7 +143,8 @@ impl Clients {
         prompt.extend([1, 2, 3]);
         self.to_come += 1;
         let turns_left = ask.turns_left - 1;
-        let next = Doing::Ask { prompt, choices: 1, new_tokens: ask.new_tokens, turns_left };
+        let new_tokens = ask.new_tokens;
+        let next = Doing::Ask { prompt, choices: 1, new_tokens, turns_left, hurried: false };
         vec![(now + 1_000_000, next)]
     }
 
@@ -181,7 +186,13 @@ impl Clients {
                 match error {
                     RequestError::Busy { .. } => {}
                     // Only what its client set ends a request, or what no fleet here could hold.
-                    RequestError::Deadline { .. } => assert!(now >= ask.deadline, "{error}"),
+                    RequestError::Deadline { .. } => {
+                        assert!(ask.hurried && now >= ask.deadline, "{error}");
+                        tally.count(Fault::TooSlow);
+                    }
+                    RequestError::Numeric { .. } => {
+                        assert!(tally.of(Fault::Overflow) > 0, "{error}");
+                    }
                     RequestError::TooLong { positions, .. } => {
                         assert!(positions > 640, "{error}");
                     }

@@ -55,6 +55,12 @@ pub enum Fault {
     Nan,
     /// A worker answers with too few bytes.
     Short,
+    /// A worker that nobody trusts says that a value overflowed.
+    Overflow,
+    /// A shard cannot be loaded.
+    LoadFailed,
+    /// A client's short deadline passed.
+    TooSlow,
     /// A client goes away in the middle.
     Cancelled,
     /// A session was given another stage.
@@ -69,7 +75,7 @@ pub enum Fault {
     Uncovered,
 }
 
-pub const ALL: [Fault; 16] = [
+pub const ALL: [Fault; 19] = [
     Fault::Lost,
     Fault::Duplicated,
     Fault::Reordered,
@@ -80,6 +86,9 @@ pub const ALL: [Fault; 16] = [
     Fault::Ghost,
     Fault::Nan,
     Fault::Short,
+    Fault::Overflow,
+    Fault::LoadFailed,
+    Fault::TooSlow,
     Fault::Cancelled,
     Fault::Replaced,
     Fault::Preempted,

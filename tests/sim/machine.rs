@@ -19,6 +19,12 @@ pub struct Machine {
     /// Answers nothing until then.
     pub frozen_until: u64,
     pub layers: u32,
+    /// Holds embedding and head only.
+    pub ends_only: bool,
+    /// The next load fails.
+    pub load_fails: bool,
+    /// The next run says that a value overflowed.
+    pub run_overflows: bool,
 }
 
 /// What a machine wants from the world.
@@ -51,7 +57,18 @@ impl Machine {
             shards: BTreeMap::new(),
             frozen_until: 0,
             layers,
+            ends_only: false,
+            load_fails: false,
+            run_overflows: false,
         }
+    }
+
+    /// The same machine, its program started anew.
+    pub fn restarted(self) -> Machine {
+        let ends_only = self.ends_only;
+        let fresh =
+            Machine::new(self.key, self.trusted, self.memory_bytes, self.row_us, self.layers);
+        Machine { ends_only, ..fresh }
     }
 
     /// Hands the core an event and carries out what it wants.
@@ -74,6 +91,10 @@ impl Machine {
                 Action::Fetch(blob) => {
                     wishes.push(Wish::Later(2_000, Event::BlobReady { hash: blob.hash }));
                 }
+                Action::Load { shard, .. } if std::mem::take(&mut self.load_fails) => {
+                    let reason = "the disk is full".into();
+                    wishes.push(Wish::Later(20_000, Event::LoadFailed { shard, reason }));
+                }
                 Action::Load { shard, assignment } => {
                     let fake = FakeShard::new(self.layers, assignment.kv_pages);
                     self.shards.insert(shard, fake);
@@ -85,7 +106,13 @@ impl Machine {
                     let rows: u64 = run.segments.iter().map(|s| u64::from(s.rows)).sum();
                     let result = shard.run(run.span, &run.segments, &run.payload);
                     // A real cache is bounded; a session too many is told so.
+                    let overflows = std::mem::take(&mut self.run_overflows);
                     let result = match shard.pages() > shard.pages_max && shard.pages_max > 0 {
+                        _ if overflows => {
+                            let segment = run.segments[0];
+                            shard.truncate(segment.session, segment.position);
+                            Err(RunFault::Numeric { session: segment.session })
+                        }
                         true => {
                             let segment = run.segments[0];
                             let session = segment.session;

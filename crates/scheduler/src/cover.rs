@@ -5,7 +5,7 @@ use std::collections::BTreeMap;
 use protocol::{Assignment, AssignmentId, BlobRef, Span, ToWorker, WorkerId, WorkerKind};
 
 use crate::event::{Action, ModelSpec, Note, WorkerSpec};
-use crate::fleet::{Held, PAGE_POSITIONS, Worker, describe, layer_count};
+use crate::fleet::{Held, PAGE_POSITIONS, Worker, describe, layer_count, pages_for};
 use crate::placement::{self, Candidate, PartLoad, Plan, Problem};
 use crate::{Model, Scheduler};
 
@@ -19,7 +19,7 @@ impl Scheduler {
     pub(crate) fn add_model(&mut self, spec: ModelSpec) {
         assert!(spec.parts.len() >= 3, "a model has an embedding, layers and a head");
         assert!(self.model_index(&spec.name).is_none(), "model names are unique");
-        self.models.push(Model { spec, shortfall: None });
+        self.models.push(Model { spec, shortfall: None, kv_positions_needed: 0 });
         self.place_soon();
     }
 
@@ -119,7 +119,12 @@ impl Scheduler {
     pub(crate) fn place(&mut self) {
         for model in 0..self.models.len() {
             self.models[model].shortfall = None;
-            let gaps = self.gaps(model, |_| true);
+            // What is too small for a session that waits does not help it.
+            let waiting = self.sessions.values().filter(|s| s.model == model && s.is_live());
+            let waiting = waiting.filter(|s| !s.holes().is_empty());
+            let needed = waiting.map(|s| s.positions() + 1).max().unwrap_or(0);
+            self.models[model].kv_positions_needed = needed;
+            let gaps = self.gaps(model, |h| self.is_roomy(h));
             if gaps.is_empty() {
                 self.improve(model);
             } else if !self.fill(model, &gaps) && !self.replace_all(model) {
@@ -135,18 +140,16 @@ impl Scheduler {
         let free: BTreeMap<WorkerId, u64> =
             self.workers.iter().map(|(id, w)| (*id, w.memory_free())).collect();
         let mut taken: BTreeMap<WorkerId, u64> = BTreeMap::new();
-        let mut plans = Vec::new();
+        let mut wanted = Vec::new();
         for gap in gaps {
             let left = |id: &WorkerId| free[id] - taken.get(id).copied().unwrap_or(0).min(free[id]);
             let Some((workers, plan)) = self.solve(model, *gap, left) else { return false };
             for (candidate, span) in &plan.stages {
                 *taken.entry(workers[*candidate]).or_default() += self.least_memory(model, *span);
+                wanted.push((workers[*candidate], *span));
             }
-            plans.push((workers, plan));
         }
-        for (workers, plan) in plans {
-            self.carry_out(model, &workers, &plan);
-        }
+        self.assign_all(model, wanted);
         true
     }
 
@@ -168,18 +171,15 @@ impl Scheduler {
                     && w.memory_free() >= least
             };
             if let Some(id) = self.workers.values().find(able).map(|w| w.spec.id) {
-                self.assign(id, model, span);
+                self.assign(id, model, span, 0);
             }
         }
     }
 
     /// Starts a model's placement over, where that makes it fit.
     fn replace_all(&mut self, model: usize) -> bool {
-        let held_here = |w: &Worker| -> u64 {
-            w.held.values().filter(|h| h.model == model).map(|h| h.memory_bytes).sum()
-        };
         let free: BTreeMap<WorkerId, u64> =
-            self.workers.iter().map(|(id, w)| (*id, w.memory_free() + held_here(w))).collect();
+            self.workers.iter().map(|(id, w)| (*id, w.memory_free_without(model))).collect();
         let all = Span { first: 0, end: self.models[model].spec.parts.len() as u32 };
         let Some((workers, plan)) = self.solve(model, all, |id| free[id]) else { return false };
         self.move_to(model, &workers, &plan);
@@ -203,11 +203,8 @@ impl Scheduler {
                 Some(worker.hop_s + worker.compute_s(work, 1))
             })
             .sum();
-        let held_here = |w: &Worker| -> u64 {
-            w.held.values().filter(|h| h.model == model).map(|h| h.memory_bytes).sum()
-        };
         let free: BTreeMap<WorkerId, u64> =
-            self.workers.iter().map(|(id, w)| (*id, w.memory_free() + held_here(w))).collect();
+            self.workers.iter().map(|(id, w)| (*id, w.memory_free_without(model))).collect();
         let Some((workers, plan)) = self.solve(model, all, |id| free[id]) else { return };
         if plan.token_s < now_s * BETTER {
             self.move_to(model, &workers, &plan);
@@ -222,25 +219,47 @@ impl Scheduler {
             .workers
             .iter()
             .flat_map(|(id, w)| w.held.iter().map(move |(a, h)| (*id, *a, h)))
-            .filter(|(id, _, h)| h.model == model && !wanted.contains(&(*id, h.span)))
+            .filter(|(_, _, h)| h.model == model)
+            .filter(|(id, _, h)| !wanted.contains(&(*id, h.span)) || !self.is_roomy(h))
             .map(|(id, a, _)| (id, a))
             .collect();
         for (worker, assignment) in drop {
             self.unassign(worker, assignment);
         }
-        for (worker, span) in wanted {
-            let has =
-                self.workers[&worker].held.values().any(|h| h.model == model && h.span == span);
-            if !has {
-                self.assign(worker, model, span);
+        let lacks = |this: &Scheduler, (worker, span): &(WorkerId, Span)| {
+            let mut held = this.workers[worker].held.values();
+            !held.any(|h| h.model == model && h.span == *span)
+        };
+        let new: Vec<(WorkerId, Span)> =
+            wanted.iter().copied().filter(|w| lacks(self, w)).collect();
+        for &(worker, _) in &new {
+            // What it keeps may have taken more for its KV cache than the plan leaves it.
+            let mine = new.iter().filter(|(w, _)| *w == worker);
+            let need: u64 = mine.map(|(_, span)| self.least_memory(model, *span)).sum();
+            let holds = &self.workers[&worker];
+            if holds.memory_free() < need {
+                let kept = holds.held.iter().filter(|(_, h)| h.model == model);
+                let kept: Vec<AssignmentId> = kept.map(|(a, _)| *a).collect();
+                kept.into_iter().for_each(|assignment| self.unassign(worker, assignment));
             }
+        }
+        let lacking = wanted.into_iter().filter(|w| lacks(self, w)).collect();
+        self.assign_all(model, lacking);
+    }
+
+    /// Assigns several shards, so that no KV cache takes the memory of a later one.
+    fn assign_all(&mut self, model: usize, wanted: Vec<(WorkerId, Span)>) {
+        for (i, &(worker, span)) in wanted.iter().enumerate() {
+            let later = wanted[i + 1..].iter().filter(|(w, _)| *w == worker);
+            let kept = later.map(|(_, span)| self.least_memory(model, *span)).sum();
+            self.assign(worker, model, span, kept);
         }
     }
 
-    fn carry_out(&mut self, model: usize, workers: &[WorkerId], plan: &Plan) {
-        for (candidate, span) in &plan.stages {
-            self.assign(workers[*candidate], model, *span);
-        }
+    /// Whether a shard's KV cache is large enough for every session that waits for a stage.
+    fn is_roomy(&self, shard: &Held) -> bool {
+        shard.kv_pages == 0
+            || shard.kv_pages >= pages_for(self.models[shard.model].kv_positions_needed)
     }
 
     /// The plan for `range`, over the workers that are here and have memory `left`.
@@ -298,8 +317,10 @@ impl Scheduler {
 
     /// The least KV cache of one layer, bytes.
     fn kv_bytes_min(&self, spec: &ModelSpec) -> u64 {
-        let positions =
-            self.config.kv_positions_min.min(spec.context).next_multiple_of(PAGE_POSITIONS);
+        let needed = self.models.iter().find(|m| m.spec.name == spec.name);
+        let needed = needed.map_or(0, |m| m.kv_positions_needed);
+        let positions = self.config.kv_positions_min.max(needed).min(spec.context);
+        let positions = positions.next_multiple_of(PAGE_POSITIONS);
         u64::from(positions) * spec.kv_bytes_per_position
     }
 
@@ -310,14 +331,24 @@ impl Scheduler {
         unique_bytes(spec, span) + kv + self.config.scratch_bytes
     }
 
-    fn assign(&mut self, id: WorkerId, model: usize, span: Span) {
+    /// Gives a worker a shard, leaving it `kept` bytes for another.
+    fn assign(&mut self, id: WorkerId, model: usize, span: Span, kept: u64) {
         let least = self.least_memory(model, span);
         let spec = &self.models[model].spec;
+        let mut blobs: Vec<BlobRef> = Vec::new();
+        for blob in span_blobs(spec, span) {
+            if !blobs.iter().any(|b| b.hash == blob.hash) {
+                blobs.push(blob.clone());
+            }
+        }
         let layers = u64::from(layer_count(spec, span));
         let page = layers * spec.kv_bytes_per_position * u64::from(PAGE_POSITIONS);
         let kv_min = layers * self.kv_bytes_min(spec);
         let Some(worker) = self.workers.get(&id) else { return };
-        let spare = (worker.memory_free().saturating_sub(least) as f64 * KV_SHARE) as u64;
+        let here = |b: &BlobRef| worker.held.values().any(|h| h.blobs.contains(b));
+        let shared: u64 = blobs.iter().filter(|b| here(b)).map(|b| b.bytes).sum();
+        let least = least - shared;
+        let spare = (worker.memory_free().saturating_sub(least + kept) as f64 * KV_SHARE) as u64;
         let pages_max = self.config.kv_positions_max.div_ceil(PAGE_POSITIONS);
         let kv_pages = match page {
             0 => 0,
@@ -325,12 +356,6 @@ impl Scheduler {
         };
         let assignment = AssignmentId(self.next_assignment);
         self.next_assignment += 1;
-        let mut blobs: Vec<BlobRef> = Vec::new();
-        for blob in span_blobs(spec, span) {
-            if !blobs.iter().any(|b| b.hash == blob.hash) {
-                blobs.push(blob.clone());
-            }
-        }
         let weight_bytes = unique_bytes(spec, span);
         let held = Held {
             model,
@@ -338,7 +363,8 @@ impl Scheduler {
             ready: false,
             loading: (0, self.now.plus(self.config.load_patience)),
             weight_bytes,
-            memory_bytes: least - kv_min + u64::from(kv_pages) * page,
+            own_bytes: self.config.scratch_bytes + u64::from(kv_pages) * page,
+            blobs: blobs.clone(),
             kv_pages,
             pages: BTreeMap::new(),
         };
@@ -392,7 +418,7 @@ impl Scheduler {
             }
             windows.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
             match windows.first() {
-                Some(&(_, model, span)) => self.assign(id, model, span),
+                Some(&(_, model, span)) => self.assign(id, model, span, 0),
                 None => self.set_idle(id, &self.why_idle(id)),
             }
         }

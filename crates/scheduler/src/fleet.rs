@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use protocol::{AssignmentId, Segment, SessionId, Span, WorkerKind};
+use protocol::{AssignmentId, BlobRef, Segment, SessionId, Span, WorkerKind};
 
 use crate::event::{Holds, ModelSpec, Time, WorkerSpec};
 
@@ -17,6 +17,8 @@ const HISTORY_MAX: usize = 128;
 const STEP_TIMEOUT_MIN: Duration = Duration::from_secs(8);
 /// Nor more than this.
 const STEP_TIMEOUT_MAX: Duration = Duration::from_secs(120);
+/// A step expected to be shorter than this says nothing about a worker's reliability, seconds.
+const RATIO_FLOOR_S: f64 = 0.002;
 /// A hop whose time is not known yet, seconds.
 const HOP_UNKNOWN_S: f64 = 0.001;
 
@@ -57,8 +59,10 @@ pub struct Held {
     pub loading: (u64, Time),
     /// Unique weight bytes.
     pub weight_bytes: u64,
-    /// All it may take: weights, KV, scratch, bytes.
-    pub memory_bytes: u64,
+    /// Its weights; shards of one worker may share some.
+    pub blobs: Vec<BlobRef>,
+    /// KV and scratch, bytes.
+    pub own_bytes: u64,
     /// KV pages of 64 positions.
     pub kv_pages: u32,
     /// Pages promised to sessions.
@@ -78,8 +82,10 @@ pub struct StepInFlight {
     pub sent_at: Time,
     /// When the worker counts as gone.
     pub deadline: Time,
-    /// Predicted duration, seconds.
+    /// Predicted computing time, seconds.
     pub predicted_s: f64,
+    /// The same with the hop and the steps before it.
+    pub expected_s: f64,
     /// Whether nothing else was in flight when it was sent.
     pub alone: bool,
 }
@@ -129,10 +135,23 @@ impl Worker {
         self.spec.holds == Holds::Anything
     }
 
+    /// Memory promised to the shards that `which` is true of, bytes: weights that several
+    /// share count once.
+    pub fn memory_used(&self, which: impl Fn(&Held) -> bool) -> u64 {
+        let held = || self.held.values().filter(|h| which(h));
+        let own: u64 = held().map(|h| h.own_bytes).sum();
+        let blobs = held().flat_map(|h| &h.blobs).map(|b| (b.hash.as_str(), b.bytes));
+        own + blobs.collect::<BTreeMap<&str, u64>>().values().sum::<u64>()
+    }
+
     /// Memory not promised to a shard, bytes.
     pub fn memory_free(&self) -> u64 {
-        let used: u64 = self.held.values().map(|h| h.memory_bytes).sum();
-        self.spec.memory_bytes.saturating_sub(used)
+        self.spec.memory_bytes.saturating_sub(self.memory_used(|_| true))
+    }
+
+    /// The same if it held nothing of one model.
+    pub fn memory_free_without(&self, model: usize) -> u64 {
+        self.spec.memory_bytes.saturating_sub(self.memory_used(|h| h.model != model))
     }
 
     /// Whether another step may be sent.
@@ -152,14 +171,19 @@ impl Worker {
         }
     }
 
-    /// How long to wait for a step predicted to take `predicted_s`, those before it included:
-    /// three times the 99th percentile of this worker's own history.
-    pub fn patience(&self, predicted_s: f64) -> Duration {
+    /// When the answer to a step should be here: its computing, the hop, the steps before it.
+    pub fn expected_s(&self, predicted_s: f64) -> f64 {
         let ahead: f64 = self.in_flight.values().map(|s| s.predicted_s).sum();
+        ahead + predicted_s + self.hop_s
+    }
+
+    /// How long to wait for a step whose answer is expected after `expected_s`:
+    /// three times the 99th percentile of this worker's own history.
+    pub fn patience(&self, expected_s: f64) -> Duration {
         let mut ratios: Vec<f64> = self.ratios.iter().copied().collect();
         ratios.sort_by(f64::total_cmp);
         let p99 = ratios.get(ratios.len() * 99 / 100).copied().unwrap_or(4.0);
-        let seconds = (ahead + predicted_s + self.hop_s) * 3.0 * p99.max(1.0);
+        let seconds = expected_s.max(RATIO_FLOOR_S) * 3.0 * p99.max(1.0);
         Duration::from_secs_f64(seconds.min(STEP_TIMEOUT_MAX.as_secs_f64())).max(STEP_TIMEOUT_MIN)
     }
 
@@ -171,7 +195,7 @@ impl Worker {
         if self.ratios.len() == HISTORY_MAX {
             self.ratios.pop_front();
         }
-        self.ratios.push_back(took / step.predicted_s.max(1e-6));
+        self.ratios.push_back(took / step.expected_s.max(RATIO_FLOOR_S));
         // A worker's own word about its computing is taken only as far as the clock bears it out.
         let compute = (f64::from(compute_us) * 1e-6).min(took);
         if step.alone && self.spec.kind != WorkerKind::Embedded {

@@ -135,6 +135,8 @@ struct Model {
     spec: ModelSpec,
     /// Why the fleet cannot hold it, if so.
     shortfall: Option<String>,
+    /// KV positions that a shard placed now must hold: the longest session that waits.
+    kv_positions_needed: u32,
 }
 
 impl Scheduler {

@@ -9,7 +9,8 @@
 //!
 //! for S sessions expected at once, under memory caps that count weights, the least useful KV cache and scratch. Up to
 //! [`EXACT_WORKERS_MAX`] workers every subset and order is tried (states are sets of used
-//! workers × layer boundaries, each with its Pareto front of sum and maximum); beyond that
+//! workers × layer boundaries, each with its Pareto front of sum and maximum, of which the
+//! [`FRONT_MAX`] cheapest sums are kept); beyond that
 //! workers are tried fastest first, each taking a range or none, which is the same program
 //! in one fixed order.
 
@@ -60,7 +61,8 @@ pub struct Problem<'a> {
     pub range: Span,
     /// Who could.
     pub candidates: &'a [Candidate],
-    /// Fixed memory per stage (scratch), bytes.
+    /// Fixed memory per shard (scratch), bytes; an end counts as a shard of its own unless
+    /// the layers beside it are on the same worker.
     pub stage_bytes: u64,
     /// S.
     pub sessions: f64,
@@ -121,7 +123,8 @@ fn end_holders(
             able(parts[last].memory_bytes).into_iter().map(|i| (None, Some(i))).collect()
         }
         (true, true) => {
-            let both = parts[0].memory_bytes + parts[last].memory_bytes - problem.tied_bytes;
+            let both = parts[0].memory_bytes + parts[last].memory_bytes + problem.stage_bytes
+                - problem.tied_bytes;
             let one: Vec<_> = able(both).into_iter().map(|i| (Some(i), Some(i))).collect();
             let mut pairs = one;
             for e in able(parts[0].memory_bytes) {
@@ -169,6 +172,8 @@ struct Search<'a> {
     /// Prefix sums over parts of memory and work.
     memory: Vec<u64>,
     work: Vec<u64>,
+    /// By candidate: the same of the bytes that it would have to fetch.
+    missing: Vec<Vec<u64>>,
 }
 
 impl<'a> Search<'a> {
@@ -189,18 +194,29 @@ impl<'a> Search<'a> {
             end: (problem.range.end as usize).min(last),
             memory: prefix(|p| p.memory_bytes),
             work: prefix(|p| p.work_bytes),
+            missing: problem
+                .candidates
+                .iter()
+                .map(|c| {
+                    let sums = c.missing_bytes.iter().scan(0, |sum, bytes| {
+                        *sum += bytes;
+                        Some(*sum)
+                    });
+                    std::iter::once(0).chain(sums).collect()
+                })
+                .collect(),
         }
     }
 
     /// Memory that worker `w` has left for layers, after the ends it holds.
     fn memory_left(&self, w: usize) -> u64 {
         let parts = self.problem.parts;
-        let mut used = self.problem.stage_bytes;
+        let mut used = 0;
         if self.embedding == Some(w) {
-            used += parts[0].memory_bytes;
+            used += parts[0].memory_bytes + self.problem.stage_bytes;
         }
         if self.head == Some(w) {
-            used += parts[parts.len() - 1].memory_bytes;
+            used += parts[parts.len() - 1].memory_bytes + self.problem.stage_bytes;
         }
         if self.embedding == Some(w) && self.head == Some(w) {
             used -= self.problem.tied_bytes;
@@ -212,14 +228,16 @@ impl<'a> Search<'a> {
     /// that `w` then does for a token; `None` if it does not fit.
     fn stage_s(&self, w: usize, from: usize, to: usize, memory_left: u64) -> Option<(f64, f64)> {
         let c = &self.problem.candidates[w];
-        if !c.layers || self.memory[to] - self.memory[from] > memory_left {
+        // A stage beside an end on the same worker shares that end's hop; between both ends it
+        // makes one of their two.
+        let after = self.embedding == Some(w) && from == 1;
+        let before = self.head == Some(w) && to == self.problem.parts.len() - 1;
+        let scratch = if after || before { 0 } else { self.problem.stage_bytes };
+        if !c.layers || self.memory[to] - self.memory[from] + scratch > memory_left {
             return None;
         }
-        // A stage beside an end on the same worker shares that end's hop.
-        let merges = (self.embedding == Some(w) && from == 1)
-            || (self.head == Some(w) && to == self.problem.parts.len() - 1);
-        let hop = if merges { 0.0 } else { c.hop_s };
-        let missing: u64 = c.missing_bytes[from..to].iter().sum();
+        let hop = c.hop_s * (1.0 - f64::from(u8::from(after)) - f64::from(u8::from(before)));
+        let missing = self.missing[w][to] - self.missing[w][from];
         let work = (self.work[to] - self.work[from]) as f64 * c.s_per_byte;
         let stage = hop + work + missing as f64 * FETCH_S_PER_BYTE;
         Some((stage, stage + self.ends_on(w)))
@@ -478,14 +496,14 @@ mod tests {
     #[test]
     fn memory_caps_force_a_split_and_none_is_exceeded() {
         let parts = parts(6);
-        let candidates = [worker(43, 10.0, 0.1), worker(14, 10.0, 0.1)];
+        let candidates = [worker(44, 10.0, 0.1), worker(14, 10.0, 0.1)];
         let plan = solve(&parts, &candidates, 1.0).unwrap();
         let layers = |w: usize| -> u32 {
             let of = plan.stages.iter().filter(|(i, _)| *i == w);
             of.map(|(_, s)| s.end.min(7) - s.first.max(1).min(s.end.min(7))).sum()
         };
         assert_eq!((layers(0), layers(1)), (3, 3), "{plan:?}");
-        let small = [worker(39, 10.0, 0.1), worker(14, 10.0, 0.1)];
+        let small = [worker(43, 10.0, 0.1), worker(14, 10.0, 0.1)];
         assert_eq!(solve(&parts, &small, 1.0), None);
     }
 

@@ -34,6 +34,14 @@ impl Scheduler {
     /// Makes holes of all stages whose holder `lost` names. Answers how many sessions in
     /// flight had one.
     pub(crate) fn lose_stages(&mut self, lost: impl Fn((WorkerId, AssignmentId)) -> bool) -> usize {
+        // A worker that drains is still here; it will run no more of these sessions.
+        for (worker, w) in &mut self.workers {
+            for (assignment, held) in &mut w.held {
+                if lost((*worker, *assignment)) {
+                    held.pages.clear();
+                }
+            }
+        }
         let mut hit = Vec::new();
         for session in self.sessions.values_mut() {
             let mut any = false;
@@ -54,7 +62,7 @@ impl Scheduler {
                 false => self.release(id),
                 true => {
                     let session = self.sessions.get_mut(&id).expect("it was just there");
-                    join_holes(session, &self.models[session.model].spec.parts.len());
+                    join_holes(session, self.models[session.model].spec.parts.len());
                     session.fence();
                     let missing = self.waits_for(id).unwrap_or_default();
                     self.note(Note::Waiting { session: id, missing });
@@ -92,13 +100,15 @@ impl Scheduler {
         else {
             return;
         };
-        let before = session.clone();
-        let candidate = Session { stages, ..before.clone() };
-        if !keeps {
-            self.let_go(id);
-        }
+        let candidate = Session { stages, ..session.clone() };
         if !self.reserve_or_evict(&candidate, positions) {
             return;
+        }
+        if !keeps {
+            // Another way from the start: the old stages are let go once the new have room.
+            self.let_go(id);
+            let room = self.reserve(id, &candidate.stages, positions);
+            assert!(room.is_ok(), "the room was there a moment ago: {room:?}");
         }
         let session = self.sessions.get_mut(&id).expect("it was just there");
         session.stages = candidate.stages;
@@ -113,18 +123,16 @@ impl Scheduler {
     /// The session's stages with every hole filled, or `None`.
     fn fill_holes(&self, session: &Session, positions: u32) -> Option<Vec<Stage>> {
         // A shard runs one range of layers for a session, so those in use are no way out.
-        let used: Vec<AssignmentId> = session
-            .stages
-            .iter()
-            .filter(|s| s.layers)
-            .filter_map(|s| s.holder.map(|(_, assignment)| assignment))
-            .collect();
+        let mut used: Vec<AssignmentId> = session.layered_shards().collect();
         let mut stages = Vec::new();
         for stage in &session.stages {
             match stage.holder {
                 Some(_) => stages.push(stage.clone()),
                 None => {
-                    stages.extend(self.find_route(session.model, stage.span, positions, &used)?);
+                    let found = self.find_route(session.model, stage.span, positions, &used)?;
+                    let layered = found.iter().filter(|s| s.layers);
+                    used.extend(layered.filter_map(|s| s.holder.map(|h| h.1)));
+                    stages.extend(found);
                 }
             }
         }
@@ -208,7 +216,14 @@ impl Scheduler {
             };
             let youngest = self.sessions.values().filter(shares).map(|s| s.id).max();
             let alone = self.sessions.values().filter(shares).count() <= 1;
+            let whole = Span { first: 0, end: self.models[session.model].spec.parts.len() as u32 };
+            let elsewhere = self.find_route(session.model, whole, positions, &[]).is_some();
             match youngest {
+                _ if alone && elsewhere => {
+                    // Another shard is large enough: it goes on there.
+                    self.preempt(id);
+                    return;
+                }
                 _ if alone => {
                     let error = RequestError::TooLong {
                         positions,
@@ -244,28 +259,27 @@ impl Scheduler {
         }
     }
 
-    /// Drops logs until they fit: those of finished sessions first, then the largest.
+    /// Drops logs until they fit: those of finished sessions first, then the largest. First
+    /// what only a replay would need; if that is not enough, all: those sessions then run
+    /// from their tokens again.
     pub(crate) fn trim_logs(&mut self) {
-        let total = |s: &Self| s.sessions.values().map(Session::log_bytes).sum::<u64>();
-        let mut bytes = total(self);
-        while bytes > self.config.log_bytes_max {
-            let largest = self
-                .sessions
-                .values_mut()
-                .filter(|s| s.log_bytes() > 0)
-                .max_by_key(|s| (!s.is_live(), s.log_bytes()));
-            let Some(session) = largest else { return };
-            let done: Vec<(u32, u32)> =
-                session.stages.iter().map(|s| (s.span.first, s.done)).collect();
-            for (part, boundary) in &mut session.boundaries {
-                let keep_from = done.iter().find(|(p, _)| p == part).map_or(u32::MAX, |d| d.1);
-                boundary.forget_before(keep_from.min(boundary.end()));
+        let mut bytes: u64 = self.sessions.values().map(Session::log_bytes).sum();
+        if bytes <= self.config.log_bytes_max {
+            return;
+        }
+        let mut order: Vec<(bool, u64, SessionId)> =
+            self.sessions.values().map(|s| (!s.is_live(), s.log_bytes(), s.id)).collect();
+        order.sort();
+        for everything in [false, true] {
+            for (_, _, id) in order.iter().rev() {
+                if bytes <= self.config.log_bytes_max {
+                    return;
+                }
+                let session = self.sessions.get_mut(id).expect("it was just listed");
+                let before = session.log_bytes();
+                session.forget_log(everything);
+                bytes -= before - session.log_bytes();
             }
-            let after = total(self);
-            if after == bytes {
-                return;
-            }
-            bytes = after;
         }
     }
 
@@ -277,13 +291,13 @@ impl Scheduler {
 }
 
 /// Makes one hole of neighbouring ones, so that whatever covers both can fill it.
-fn join_holes(session: &mut Session, parts: &usize) {
+fn join_holes(session: &mut Session, parts: usize) {
     let mut joined: Vec<Stage> = Vec::new();
     for stage in session.stages.drain(..) {
         match joined.last_mut() {
             Some(last) if last.holder.is_none() && stage.holder.is_none() => {
                 last.span.end = stage.span.end;
-                last.layers = has_layers(last.span, *parts);
+                last.layers = has_layers(last.span, parts);
             }
             _ => joined.push(stage),
         }

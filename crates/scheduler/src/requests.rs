@@ -56,18 +56,30 @@ impl Scheduler {
 
     /// Starts what waits, in order; a model that must wait does not hold up another.
     pub(crate) fn admit(&mut self) {
-        let mut blocked: BTreeSet<String> = BTreeSet::new();
+        // Whoever had its KV taken, or lost a stage, comes before whoever is new.
+        let waits = |s: &&Session| {
+            s.is_live()
+                && s.phase != Phase::Following
+                && (s.stages.is_empty() || s.stages.iter().any(|t| t.holder.is_none()))
+        };
+        let mut blocked: BTreeSet<String> = self
+            .sessions
+            .values()
+            .filter(waits)
+            .map(|s| self.models[s.model].spec.name.clone())
+            .collect();
         let mut i = 0;
-        while let Some((request, submitted_at)) = self.queue.get(i).cloned() {
+        while let Some((request, _)) = self.queue.get(i) {
+            if blocked.contains(&request.model) {
+                i += 1;
+                continue;
+            }
+            let (request, submitted_at) = self.queue[i].clone();
             let live = self.sessions.values().filter(|s| s.is_live()).count();
             if live + request.choices as usize > self.config.sessions_max {
                 return;
             }
-            let start = match blocked.contains(&request.model) {
-                true => Start::Wait,
-                false => self.start(&request, submitted_at),
-            };
-            match start {
+            match self.start(&request, submitted_at) {
                 Start::Done => drop(self.queue.remove(i)),
                 Start::Refuse(error) => {
                     self.queue.remove(i);
@@ -99,13 +111,20 @@ impl Scheduler {
             phase: Phase::Computing,
             recoveries: 0,
             attempts: 0,
+            overflow: None,
             served: 0,
         };
         let cached_tokens = match self.adopt(&mut session) {
             Some(positions) => positions,
             None => {
                 let range = Span { first: 0, end: self.models[model].spec.parts.len() as u32 };
-                let Some(stages) = self.find_route(model, range, prompt_len + 1, &[]) else {
+                // A shard that can hold all of it is better than one that it would outgrow.
+                let context = self.models[model].spec.context;
+                let whole = prompt_len.saturating_add(request.max_new_tokens).min(context);
+                let roomy = self.find_route(model, range, whole, &[]);
+                let Some(stages) =
+                    roomy.or_else(|| self.find_route(model, range, prompt_len + 1, &[]))
+                else {
                     return self.why_no_route(model, prompt_len + 1);
                 };
                 session.stages = stages;
@@ -419,6 +438,9 @@ impl Scheduler {
             match self.reserve(session.id, &session.stages, positions) {
                 Ok(()) => return true,
                 Err(lacking) => {
+                    if !self.could_hold(&lacking, positions) {
+                        return false;
+                    }
                     let uses = |s: &Session| {
                         s.stages.iter().any(|t| t.holder.is_some_and(|h| lacking.contains(&h.1)))
                     };
@@ -428,6 +450,13 @@ impl Scheduler {
                 }
             }
         }
+    }
+
+    /// Whether these shards have so many pages at all.
+    fn could_hold(&self, shards: &[AssignmentId], positions: u32) -> bool {
+        let held = self.workers.values().flat_map(|w| &w.held);
+        let mut named = held.filter(|(id, _)| shards.contains(id));
+        named.all(|(_, shard)| shard.kv_pages >= pages_for(positions))
     }
 
     /// Lets the longest unused cached session go that `which` is true of.

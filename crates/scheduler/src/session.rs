@@ -32,6 +32,8 @@ pub struct Session {
     pub recoveries: u32,
     /// Failures since the last token.
     pub attempts: u32,
+    /// Where an untrusted worker said that a value overflowed, and which.
+    pub overflow: Option<(u32, WorkerId)>,
     /// Highest step number it took part in, for fair turns.
     pub served: u64,
 }
@@ -96,11 +98,26 @@ impl Session {
         self.stages.iter().filter(|s| s.holder.is_none()).map(|s| s.span).collect()
     }
 
+    /// The shards that hold KV of it.
+    pub fn layered_shards(&self) -> impl Iterator<Item = AssignmentId> + '_ {
+        let layered = self.stages.iter().filter(|s| s.layers);
+        layered.filter_map(|s| s.holder.map(|(_, assignment)| assignment))
+    }
+
     /// A new fence: whatever is in flight no longer counts and is sent again.
     pub fn fence(&mut self) {
         self.epoch += 1;
         for stage in &mut self.stages {
             stage.sent = stage.done;
+        }
+    }
+
+    /// Drops the part of its log that only a replay would need, or `everything`.
+    pub fn forget_log(&mut self, everything: bool) {
+        for (part, boundary) in &mut self.boundaries {
+            let reader = self.stages.iter().find(|s| s.span.first == *part);
+            let needed = reader.filter(|_| !everything).map_or(u32::MAX, |s| s.done);
+            boundary.forget_before(needed.min(boundary.end()));
         }
     }
 

@@ -1,5 +1,9 @@
 //! What the fleet looks like now.
 
+use std::collections::BTreeSet;
+
+use protocol::AssignmentId;
+
 use crate::Scheduler;
 use crate::event::{FleetView, ModelView, SessionView, ShardView, WorkerView};
 use crate::fleet::{Worker, layer_count};
@@ -21,6 +25,42 @@ impl Scheduler {
             cached_sessions: self.sessions.values().filter(|s| !s.is_live()).count(),
             log_bytes: self.sessions.values().map(Session::log_bytes).sum(),
         }
+    }
+
+    /// What must hold after every event, for the simulation to ask.
+    ///
+    /// # Panics
+    /// If it does not: a broken invariant is a fault of this crate.
+    pub fn check_invariants(&self) {
+        for (id, worker) in &self.workers {
+            let promised = worker.memory_used(|_| true);
+            assert!(
+                promised <= worker.spec.memory_bytes,
+                "worker {id} lends {} and is given {promised}: {:?}",
+                worker.spec.memory_bytes,
+                worker.held.values().map(|h| (h.span, h.own_bytes)).collect::<Vec<_>>()
+            );
+            assert!(worker.in_flight.len() <= worker.spec.step_credits as usize);
+            for (assignment, held) in &worker.held {
+                let used: u32 = held.pages.values().sum();
+                assert!(used <= held.kv_pages, "worker {id} promises more pages than it has");
+                for session in held.pages.keys() {
+                    let uses = |s: &Session| s.layered_shards().any(|a| a == *assignment);
+                    let known = self.sessions.get(session).is_some_and(uses);
+                    assert!(known, "pages of session {session} leak on worker {id}");
+                }
+            }
+        }
+        for session in self.sessions.values() {
+            let shards: Vec<AssignmentId> = session.layered_shards().collect();
+            let distinct: BTreeSet<AssignmentId> = shards.iter().copied().collect();
+            assert_eq!(shards.len(), distinct.len(), "session {} enters a shard twice", session.id);
+            for pair in session.stages.windows(2) {
+                assert_eq!(pair[0].span.end, pair[1].span.first, "a route with a gap");
+            }
+        }
+        let log_bytes: u64 = self.sessions.values().map(Session::log_bytes).sum();
+        assert!(log_bytes <= self.config.log_bytes_max, "logs of {log_bytes} bytes");
     }
 
     fn model_view(&self, model: usize) -> ModelView {
