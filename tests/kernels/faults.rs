@@ -32,6 +32,7 @@ fn steps_that_do_not_fit_are_refused() {
     refused(&[segment(1, 0, usize::MAX)], Input::Tokens(&tokens));
     let many = vec![0; STEP_ROWS_MAX + 1];
     refused(&[segment(1, 0, many.len())], Input::Tokens(&many));
+    refused(&[segment(1, 0, 513)], Input::Tokens(&many[..513])); // all want logits
     let bad = [1, 2, vocab, 3];
     assert_eq!(
         shard.step(&[segment(8, 0, 2), segment(9, 0, 2)], Input::Tokens(&bad)),
@@ -66,6 +67,23 @@ fn a_hidden_state_that_is_not_finite_faults_its_row() {
                 .step(&[segment(1, 0, 2), segment(2, 0, 3)], Input::Hidden(&hidden))
                 .expect("the shard is still usable");
         }
+    }
+}
+
+#[test]
+fn an_overflow_in_the_head_faults_its_own_session() {
+    let tiny = Tiny::new(&TinyModel::llama(35));
+    let head = tiny.parts() - 1..tiny.parts();
+    for class in CLASSES {
+        let mut shard = tiny.shard(head.clone(), class, Isa::best(), 1);
+        let mut hidden = vec![0.25; 6 * 64];
+        hidden[5 * 64] = 1e30; // finite, but not its square
+        let prompt = Segment { logits_rows: 1, ..segment(1, 0, 5) };
+        assert_eq!(
+            shard.step(&[prompt, segment(2, 7, 1)], Input::Hidden(&hidden)),
+            Err(StepError::NumericFault { session: 2, position: 7 }),
+            "{class:?}"
+        );
     }
 }
 

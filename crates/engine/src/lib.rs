@@ -21,5 +21,5 @@ mod weights;
 pub use benchmark::{LayerTimes, benchmark};
 pub use cpu::Isa;
 pub use numerics::PAGE_POSITIONS;
-pub use shard::{STEP_ROWS_MAX, Shard, kv_page_bytes};
+pub use shard::{STEP_LOGITS_ROWS_MAX, STEP_ROWS_MAX, Shard, kv_page_bytes};
 pub use types::*;

@@ -125,6 +125,11 @@ impl Machine {
         if kv.is_some() {
             self.turn(scratch, runs);
         }
+        // Once only the rows that want logits are left: which rows of the pass they were.
+        let mut kept: Option<Vec<usize>> = None;
+        let blame = |kept: &Option<Vec<usize>>, RowFault(row): RowFault| {
+            RowFault(kept.as_ref().map_or(row, |kept| kept[row]))
+        };
         for command in &self.plan {
             match command {
                 Command::Embed { table } => {
@@ -133,8 +138,12 @@ impl Machine {
                     };
                     self.embed(scratch, self.weights.matrix(*table), tokens);
                 }
-                Command::Norm { gain } => self.norm(scratch, self.weights.vector(*gain), rows)?,
-                Command::Quantise { input } => self.quantise(scratch, *input, rows)?,
+                Command::Norm { gain } => self
+                    .norm(scratch, self.weights.vector(*gain), rows)
+                    .map_err(|fault| blame(&kept, fault))?,
+                Command::Quantise { input } => {
+                    self.quantise(scratch, *input, rows).map_err(|fault| blame(&kept, fault))?
+                }
                 Command::Product { input, factors } => self.product(scratch, *input, factors, rows),
                 Command::Rope { buffer } => self.rope(scratch, *buffer, rows),
                 Command::Append { layer } => {
@@ -147,8 +156,13 @@ impl Machine {
                 }
                 Command::SwiGlu => self.swiglu(scratch, rows),
                 Command::Add => self.add(scratch, rows),
-                Command::Check { buffer } => self.check(scratch, *buffer, rows)?,
+                Command::Check { buffer } => {
+                    self.check(scratch, *buffer, rows).map_err(|fault| blame(&kept, fault))?;
+                }
                 Command::Select => {
+                    let ends =
+                        runs.iter().map(|r| r.start + r.rows - r.logits_rows..r.start + r.rows);
+                    kept = Some(ends.flatten().collect());
                     rows = self.select(scratch, runs);
                     if rows == 0 {
                         return Ok(());

@@ -20,6 +20,9 @@ use crate::weights::{Weights, check_manifest};
 /// Rows of one step, over all its segments; a longer step is a [`StepError::Shape`].
 pub const STEP_ROWS_MAX: usize = 4096;
 
+/// Rows of one step that may want logits: V floats each; more is a [`StepError::Shape`].
+pub const STEP_LOGITS_ROWS_MAX: usize = 512;
+
 /// A contiguous range of a model's parts, ready to compute, with the KV cache of its
 /// sessions.
 ///
@@ -165,7 +168,7 @@ impl Shard {
         let shape = |what: String| Err(StepError::Shape(what));
         let machine = &self.machine;
         let mut seen = BTreeSet::new();
-        let mut rows = 0usize;
+        let (mut rows, mut logits_rows) = (0usize, 0usize);
         for s in segments {
             if s.rows == 0 || !seen.insert(s.session) {
                 return shape(format!("session {} has no rows or occurs twice", s.session));
@@ -182,9 +185,14 @@ impl Shard {
                 return shape(format!("session {} would reach position {end}", s.session));
             }
             rows = rows.saturating_add(s.rows as usize);
+            logits_rows = logits_rows.saturating_add(s.logits_rows as usize);
         }
         if rows == 0 || rows > STEP_ROWS_MAX {
             return shape(format!("{rows} rows, a step has 1 to {STEP_ROWS_MAX}"));
+        }
+        if machine.weights.head.is_some() && logits_rows > STEP_LOGITS_ROWS_MAX {
+            let max = STEP_LOGITS_ROWS_MAX;
+            return shape(format!("{logits_rows} rows want logits, at most {max} may"));
         }
         match (input, machine.weights.embedding.is_some()) {
             (Input::Tokens(tokens), true) => self.check_tokens(segments, tokens, rows),
