@@ -4,26 +4,32 @@
 //! frames are handed over as they are, and weights are mapped from the home folder. It
 //! says hello like any other, but who it is needs no proof.
 
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
 use anyhow::{Context, bail};
 use protocol::{FrameKind, FromWorker, Hello, PROTOCOL_VERSION, ToWorker, WorkerId, WorkerKind};
 use scheduler::{Event, Holds, WorkerSpec};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
-use worker::{BlobSource, Down, Identity, Link, Setup, Up, Worker, benchmark, machine};
+use worker::backoff::Backoff;
+use worker::{BlobSource, Down, End, Identity, Link, Setup, Up, Worker, benchmark, machine};
 
 use crate::config::{Config, Embedded};
-use crate::driver::Handle;
+use crate::driver::{DriverGone, Handle};
 use crate::random;
 use crate::store::{CANONICAL_1, EXACT_F32, Home};
 
 /// Steps that it takes at once: one is computed while the next one waits.
 const STEP_CREDITS: u32 = 2;
+/// Having been a member for this long, it comes back quickly.
+const GOOD_AFTER: Duration = Duration::from_secs(60);
 /// The share of the available memory that it takes by default, of this many parts.
 const MEMORY_SHARE: (u64, u64) = (3, 4);
 
-/// Starts the worker and joins it to the driver; it ends when `closing` is cancelled or the
-/// driver has let it go.
+/// Starts the worker and joins it to the driver, again whenever the driver lets go of it; it
+/// ends when `closing` is cancelled or the driver has stopped.
 ///
 /// # Errors
 /// It cannot compute here, or the driver has stopped.
@@ -64,25 +70,71 @@ pub async fn start(
         intensity_percent: config.intensity_percent,
     })
     .context("the embedded worker's thread")?;
+    let worker = Arc::new(worker);
+    let mut member = join(&worker, &driver, which).await?;
+    Ok(tokio::spawn(async move {
+        let mut backoff = Backoff::default();
+        loop {
+            let began = Instant::now();
+            tokio::select! {
+                () = member.served(&driver) => {}
+                () = closing.cancelled() => return member.abandon(),
+            }
+            if began.elapsed() > GOOD_AFTER {
+                backoff.reset();
+            }
+            member = loop {
+                let wait = backoff.next_wait(random::bits());
+                tracing::info!("the embedded worker is back in {:.1} s", wait.as_secs_f64());
+                tokio::select! {
+                    () = tokio::time::sleep(wait) => {}
+                    () = closing.cancelled() => return,
+                }
+                match join(&worker, &driver, which).await {
+                    Ok(member) => break member,
+                    Err(error) if error.is::<DriverGone>() => return,
+                    Err(error) => tracing::error!("the embedded worker cannot join: {error:#}"),
+                }
+            };
+        }
+    }))
+}
+
+/// The worker as one member of the fleet: it has a new id each time that it joins.
+struct Member {
+    id: WorkerId,
+    from_worker: mpsc::Receiver<Up>,
+    serving: JoinHandle<End>,
+}
+
+/// Connects the worker to the driver as a new member.
+async fn join(worker: &Arc<Worker>, driver: &Handle, which: Embedded) -> anyhow::Result<Member> {
     let (link, to_worker, mut from_worker) = Link::pair();
+    let worker = worker.clone();
     let serving = tokio::spawn(async move { worker.serve(link).await });
     let hello = greet(&to_worker, &mut from_worker).await?;
     let id = driver.fresh_worker();
     let welcome = ToWorker::Welcome { worker: id, blob_token: random::hex::<32>(), trusted: true };
     to_worker.send(Down::Control(welcome)).await.context("the embedded worker has ended")?;
     driver.join(spec(hello, id, which), to_worker).await?;
-    Ok(tokio::spawn(async move {
-        tokio::select! {
-            reason = carry(&driver, id, &mut from_worker) => {
-                tracing::error!(%reason, "the embedded worker is gone");
-                let _ = driver.event(Event::Leave { worker: id, reason }).await;
-            }
-            () = closing.cancelled() => {}
-        }
-        // Dropping its end of the link ends the worker.
-        drop(from_worker);
-        serving.abort();
-    }))
+    Ok(Member { id, from_worker, serving })
+}
+
+impl Member {
+    /// Carries messages until the worker or the driver has had enough, and both know.
+    async fn served(&mut self, driver: &Handle) {
+        let reason = carry(driver, self.id, &mut self.from_worker).await;
+        // Dropped by the driver at the latest now, the other end ends the worker's connection.
+        let _ = driver.event(Event::Leave { worker: self.id, reason: reason.clone() }).await;
+        self.from_worker.close();
+        let end = (&mut self.serving).await;
+        tracing::error!(%reason, ?end, "the embedded worker is gone");
+    }
+
+    /// Ends the connection; a step at hand is not waited for.
+    fn abandon(self) {
+        self.serving.abort();
+    }
 }
 
 /// Challenge and hello, as on a socket.
@@ -147,4 +199,84 @@ async fn carry(driver: &Handle, worker: WorkerId, from_worker: &mut mpsc::Receiv
 fn memory_default() -> u64 {
     let (part, of) = MEMORY_SHARE;
     machine::memory_available().map_or(machine::MEMORY_BYTES_UNKNOWN, |bytes| bytes / of * part)
+}
+
+#[cfg(test)]
+mod tests {
+    use model::testing::TinyModel;
+
+    use super::*;
+    use crate::config::Settings;
+    use crate::driver::{self, OUTBOX_MAX, RequestEvent, Submit};
+    use crate::store::prepare;
+
+    /// Waits for a member that is not `old` and holds all of the model.
+    async fn covered_by_another(driver: &Handle, old: Option<WorkerId>) -> (WorkerId, String) {
+        loop {
+            let view = driver.view().await;
+            let mut others = view.workers.iter().filter(|worker| Some(worker.id) != old);
+            if let Some(worker) = others.next()
+                && worker.state == "ready"
+                && view.models[0].covered
+            {
+                return (worker.id, worker.key.clone());
+            }
+            tokio::task::yield_now().await;
+        }
+    }
+
+    async fn answers(driver: &Handle) {
+        let timeout = Duration::from_secs(60);
+        let (model, prompt) = ("tiny".to_owned(), vec![1, 2]);
+        let submit = Submit { model, prompt, choices: 1, max_new_tokens: 2, timeout };
+        let mut submission = driver.submit(submit).await.unwrap();
+        assert!(matches!(submission.recv().await, Some(RequestEvent::Started { .. })));
+        assert!(matches!(submission.recv().await, Some(RequestEvent::Logits { .. })));
+    }
+
+    #[tokio::test(flavor = "multi_thread")]
+    async fn dismissed_or_lost_it_comes_back_and_serves() {
+        let folder = tempfile::tempdir().unwrap();
+        let home = Home::open(Some(folder.path().join("home"))).unwrap();
+        let path = folder.path().join("tiny.gguf");
+        let tiny = TinyModel { tokenizer: true, ..TinyModel::llama(1) };
+        std::fs::write(&path, tiny.to_bytes()).unwrap();
+        let model = prepare(&home, &path, "tiny", CANONICAL_1).unwrap();
+        let settings = Settings { threads: Some(1), memory_mib: Some(256), ..Settings::default() };
+        let config = settings.resolve().unwrap();
+        let (driver, _task) = driver::start(config.scheduler.clone(), vec![model.spec]);
+        let closing = CancellationToken::new();
+        let task = start(&home, &config, Embedded::All, driver.clone(), closing.clone());
+        let task = task.await.unwrap();
+        let (first, key) = covered_by_another(&driver, None).await;
+        answers(&driver).await;
+
+        // Another member with its key: the driver dismisses it, as it would a silent one.
+        let (outbox, _kept) = mpsc::channel(OUTBOX_MAX);
+        let ghost = WorkerSpec {
+            id: driver.fresh_worker(),
+            key,
+            name: "ghost".into(),
+            kind: WorkerKind::Native,
+            backend: "none".into(),
+            trusted: false,
+            holds: Holds::Anything,
+            memory_bytes: 0,
+            bytes_per_s: [1.0, 1.0],
+            step_credits: 1,
+            classes: Vec::new(),
+            cached: Vec::new(),
+        };
+        driver.join(ghost, outbox).await.unwrap();
+        let (second, _) = covered_by_another(&driver, Some(first)).await;
+        assert_ne!(first, second);
+        answers(&driver).await;
+
+        driver.event(Event::Leave { worker: second, reason: "a test".into() }).await.unwrap();
+        let (third, _) = covered_by_another(&driver, Some(second)).await;
+        assert_ne!(second, third);
+        answers(&driver).await;
+        closing.cancel();
+        task.await.unwrap();
+    }
 }
