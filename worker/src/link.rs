@@ -5,8 +5,8 @@ use tokio::sync::mpsc;
 
 /// Messages that may wait to be sent; a coordinator that lets more pile up is gone.
 pub const UP_QUEUE_MAX: usize = 1024;
-/// Messages that may wait to be handled, in process.
-pub const DOWN_QUEUE_MAX: usize = 256;
+/// Messages that may wait to be handled, in process: as many as for a worker on a socket.
+pub const DOWN_QUEUE_MAX: usize = 1024;
 
 /// From the worker.
 #[derive(Clone, Debug)]
