@@ -164,6 +164,8 @@ impl Flags {
             file.step_credits.map(u64::from),
             protocol::STEP_CREDITS_MAX.into(),
         )?;
+        let name = text("--name", self.name.or(file.name), protocol::NAME_BYTES_MAX)?;
+        let token = text("--token", self.token.or(file.token), protocol::TEXT_BYTES_MAX)?;
         let (memory_bytes, memory_reason) = match self.memory_mib.or(file.memory_mib) {
             Some(mib) => (mib << 20, "as told".to_string()),
             None => memory_default(crate::machine::memory_available()),
@@ -171,19 +173,32 @@ impl Flags {
         let home = self.home.or(file.home).map_or_else(default_home, Ok)?;
         Ok(Options {
             coordinator,
-            token: self.token.or(file.token),
+            token,
             ca_cert: self.ca_cert.or(file.ca_cert),
             threads: self.threads.or(file.threads).unwrap_or_else(crate::machine::threads),
             memory_bytes,
             memory_reason,
             intensity_percent: self.intensity.or(file.intensity).unwrap_or(100),
-            name: self.name.or(file.name),
+            name,
             key: self.key.or(file.key),
             home,
             cache_bytes: self.cache_mib.or(file.cache_mib).unwrap_or(CACHE_MIB) << 20,
             step_credits: self.step_credits.or(file.step_credits).unwrap_or(2),
         })
     }
+}
+
+/// Refuses what could not be said in a hello.
+fn text(flag: &str, value: Option<String>, bytes_max: usize) -> Result<Option<String>, String> {
+    let Some(value) = value else { return Ok(None) };
+    if value.len() > bytes_max {
+        let got = value.len();
+        return Err(format!("{flag} is {got} bytes long, at most {bytes_max} are allowed"));
+    }
+    if value.chars().any(char::is_control) {
+        return Err(format!("{flag} holds a control character, such as a line break: remove it"));
+    }
+    Ok(Some(value))
 }
 
 fn read_config(path: &Path) -> Result<ConfigFile, String> {
@@ -283,6 +298,18 @@ mod tests {
         assert_eq!(refused, "intensity: 101 is not within 1..=100");
         assert!(resolve("", None).unwrap_err().contains("--coordinator ws://HOST:PORT"));
         assert!(resolve("--coordinator ws://h --backend tpu", None).unwrap_err().contains("cpu"));
+    }
+
+    #[test]
+    fn what_no_hello_could_say_is_refused_at_the_start() {
+        let line = |flag: &str, n| format!("--coordinator ws://h --{flag} {}", "x".repeat(n));
+        assert!(resolve(&line("name", 256), None).is_ok());
+        let refused = resolve(&line("name", 257), None).unwrap_err();
+        assert_eq!(refused, "--name is 257 bytes long, at most 256 are allowed");
+        assert!(resolve(&line("token", 4096), None).is_ok());
+        assert!(resolve(&line("token", 4097), None).unwrap_err().starts_with("--token is 4097"));
+        let refused = resolve("--coordinator ws://h", Some("token: \"a\\n\"")).unwrap_err();
+        assert!(refused.contains("--token holds a control character"), "{refused}");
     }
 
     #[test]
