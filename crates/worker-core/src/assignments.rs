@@ -6,7 +6,7 @@ use protocol::{Assignment, AssignmentId, BlobHash, BlobRef, FromWorker, clean_te
 
 use crate::core::WorkerCore;
 use crate::event::{Action, Shape, ShardKey};
-use crate::limits::{ASSIGNMENTS_MAX, PROGRESS_SHARE};
+use crate::limits::{ASSIGNMENTS_MAX, PROGRESS_BYTES_MAX, PROGRESS_SHARE};
 use crate::sessions::Sessions;
 
 /// An assignment that is not over.
@@ -161,7 +161,7 @@ impl WorkerCore {
             bytes_done += blob.bytes_here;
             bytes_total += blob.bytes;
         }
-        let step = (bytes_total / PROGRESS_SHARE).max(1);
+        let step = (bytes_total / PROGRESS_SHARE).clamp(1, PROGRESS_BYTES_MAX);
         if bytes_done >= held.bytes_reported + step || bytes_done == bytes_total {
             held.bytes_reported = bytes_done;
             let assignment = id;

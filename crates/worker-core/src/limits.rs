@@ -16,5 +16,9 @@ pub const WAITING_MAX: usize = 4 * SESSIONS_MAX;
 pub const DRAIN_QUIET_US: u64 = 300_000;
 /// How long a leaving worker stays at most, µs.
 pub const DRAIN_US_MAX: u64 = 20_000_000;
-/// Fetching is reported whenever another such share of an assignment's bytes is there.
+/// Fetching is reported whenever another such share of an assignment's bytes is there, or
+/// [`PROGRESS_BYTES_MAX`] if that is less.
 pub const PROGRESS_SHARE: u64 = 50;
+/// Fetching is reported at least once in so many bytes, so that a large assignment over a
+/// slow line is seen to get on.
+pub const PROGRESS_BYTES_MAX: u64 = 4 << 20;

@@ -30,12 +30,16 @@ fn hash(digit: char) -> BlobHash {
 
 impl Script {
     fn new(span: Span) -> Script {
+        Script::lending(span, 1000)
+    }
+
+    fn lending(span: Span, memory_bytes: u64) -> Script {
         let core = WorkerCore::new(Config {
             name: "w".into(),
             kind: WorkerKind::Native,
             backend: "cpu".into(),
             classes: vec!["canonical-1".into()],
-            memory_bytes: 1000,
+            memory_bytes,
             bytes_per_s: [1.0; 2],
             step_credits: 3,
             token: None,
@@ -292,6 +296,21 @@ fn an_assignment_is_fetched_loaded_and_let_go() {
          step 8 s1e1@0+1 => answer 8 BadInput 0B
          ping 5     => pong 5",
     );
+}
+
+#[test]
+fn a_large_assignment_on_a_slow_line_is_seen_to_get_on() {
+    let mut worker = Script::lending(MIDDLE, 1 << 40);
+    worker.greet();
+    let mut assignment = worker.assignment();
+    assignment.blobs[0].bytes = 1 << 33;
+    worker.send(Event::Control(ToWorker::Assign(assignment)));
+    let total = (1u64 << 33) + 10;
+    let mut came = |bytes| worker.send(Event::BlobProgress { hash: hash('b'), bytes });
+    assert_eq!(came((4 << 20) - 1), "");
+    assert_eq!(came(4 << 20), format!("progress {}/{total}", 4 << 20));
+    assert_eq!(came(7 << 20), "");
+    assert_eq!(came(9 << 20), format!("progress {}/{total}", 9 << 20));
 }
 
 #[test]

@@ -55,7 +55,12 @@ impl Cache {
     }
 
     /// A blob that is here, verified. One that is damaged is removed, and so not here.
-    pub(super) fn find(&self, blob: &BlobRef) -> Result<Option<Arc<Mmap>>, BlobError> {
+    /// `progress` hears of bytes hashed.
+    pub(super) fn find(
+        &self,
+        blob: &BlobRef,
+        progress: &dyn Fn(u64),
+    ) -> Result<Option<Arc<Mmap>>, BlobError> {
         let path = self.path(&blob.hash);
         let io = |error| BlobError::io(&path, blob.bytes, error);
         let file = match File::open(&path) {
@@ -64,7 +69,8 @@ impl Cache {
             Err(error) => return Err(io(error)),
         };
         let map = map_file(&file).map_err(io)?;
-        if let Err(error) = self.verified.check(blob, &map, || path.display().to_string()) {
+        if let Err(error) = self.verified.check(blob, &map, progress, || path.display().to_string())
+        {
             tracing::warn!("{error}; it is fetched again");
             fs::remove_file(&path).map_err(io)?;
             return Ok(None);
@@ -88,6 +94,11 @@ impl Cache {
             Ok(()) | Err(TryLockError::WouldBlock) => Ok(None),
             Err(TryLockError::Error(error)) => Err(io(error)),
         }
+    }
+
+    /// How much of a blob is in its partial file.
+    pub(super) fn part_bytes(&self, hash: &str) -> u64 {
+        fs::metadata(self.part_path(hash)).map_or(0, |metadata| metadata.len())
     }
 
     pub(super) fn part_path(&self, hash: &str) -> PathBuf {
@@ -217,9 +228,9 @@ mod tests {
         let new = keep(&cache, b"new", 20);
         assert_eq!(cache.list(), [new.hash.clone(), old.hash.clone()]);
         let reopened = Cache::open(folder.path(), 1000).unwrap();
-        assert_eq!(&reopened.find(&old).unwrap().unwrap()[..], b"old");
+        assert_eq!(&reopened.find(&old, &|_| {}).unwrap().unwrap()[..], b"old");
         assert_eq!(reopened.list(), [old.hash, new.hash]);
-        assert!(cache.find(&blob(b"never seen")).unwrap().is_none());
+        assert!(cache.find(&blob(b"never seen"), &|_| {}).unwrap().is_none());
     }
 
     #[test]
@@ -228,11 +239,11 @@ mod tests {
         let cache = Cache::open(folder.path(), 1000).unwrap();
         let blob = keep(&cache, b"weights", 10);
         fs::write(folder.path().join(&blob.hash), b"weightz").unwrap();
-        assert!(Cache::open(folder.path(), 1000).unwrap().find(&blob).unwrap().is_none());
+        assert!(Cache::open(folder.path(), 1000).unwrap().find(&blob, &|_| {}).unwrap().is_none());
         assert!(!folder.path().join(&blob.hash).exists());
         let short = keep(&cache, b"short", 10);
         fs::write(folder.path().join(&short.hash), b"shor").unwrap();
-        assert!(cache.find(&short).unwrap().is_none(), "even if it was verified before");
+        assert!(cache.find(&short, &|_| {}).unwrap().is_none(), "even if it was verified before");
     }
 
     #[test]
@@ -263,10 +274,11 @@ mod tests {
         let mut part = one.try_part(&blob.hash).unwrap().unwrap();
         assert!(two.try_part(&blob.hash).unwrap().is_none());
         part.write_all(b"shared").unwrap();
+        assert_eq!(two.part_bytes(&blob.hash), 6, "the other one sees it grow");
         two.make_room(997, |_| false).unwrap_err();
         assert!(one.part_path(&blob.hash).exists(), "a part that grows is not evicted");
         one.finish(&blob, &part).unwrap();
         drop(part);
-        assert_eq!(&two.find(&blob).unwrap().unwrap()[..], b"shared");
+        assert_eq!(&two.find(&blob, &|_| {}).unwrap().unwrap()[..], b"shared");
     }
 }

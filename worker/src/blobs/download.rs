@@ -3,7 +3,7 @@
 use std::fs::File;
 use std::io::{self, Read, Seek, SeekFrom, Write};
 use std::sync::{Arc, Mutex, PoisonError, Weak};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use memmap2::Mmap;
@@ -18,11 +18,14 @@ use super::{BlobError, Fetched, blocking};
 /// How often a blob is tried.
 pub const ATTEMPTS_MAX: u32 = 5;
 /// Blobs fetched at once.
-const FETCHES_MAX: usize = 4;
+pub(super) const FETCHES_MAX: usize = 4;
 /// Pieces that may wait for the disk.
 const PIECES_MAX: usize = 16;
 /// No byte for so long: the attempt has failed.
 const STALL_MAX: Duration = Duration::from_secs(20);
+/// No byte from another worker that fetches the same blob for so long: it has failed, too.
+/// Longer than all attempts that may stall.
+const OTHERS_STALL_MAX: Duration = Duration::from_secs(120);
 /// Between attempts, times their number; and between looks at what another worker fetches.
 const PAUSE: Duration = Duration::from_millis(200);
 /// Read from disk at a time when an earlier attempt's bytes are hashed.
@@ -70,7 +73,7 @@ impl Http {
         progress: Progress,
     ) -> Result<Fetched, BlobError> {
         let _slot = self.slots.acquire().await;
-        let fetched = match self.find(blob).await? {
+        let fetched = match self.find(blob, &progress).await? {
             Some(map) => Fetched { map, fetched_bytes: 0 },
             None => self.download(blob, token, progress).await?,
         };
@@ -80,9 +83,13 @@ impl Http {
         Ok(fetched)
     }
 
-    async fn find(&self, blob: &BlobRef) -> Result<Option<Arc<Mmap>>, BlobError> {
-        let (cache, blob) = (self.cache.clone(), blob.clone());
-        blocking(move || cache.find(&blob)).await
+    async fn find(
+        &self,
+        blob: &BlobRef,
+        progress: &Progress,
+    ) -> Result<Option<Arc<Mmap>>, BlobError> {
+        let (cache, blob, progress) = (self.cache.clone(), blob.clone(), progress.clone());
+        blocking(move || cache.find(&blob, &*progress)).await
     }
 
     async fn download(
@@ -91,18 +98,26 @@ impl Http {
         token: &str,
         progress: Progress,
     ) -> Result<Fetched, BlobError> {
+        let (mut bytes, mut grew) = (0, Instant::now());
         let part = loop {
             if let Some(part) = self.cache.try_part(&blob.hash)? {
                 break part;
             }
-            // Another worker of this machine fetches the same blob.
+            // Another worker of this machine fetches the same blob: so it arrives here too.
+            let now = self.cache.part_bytes(&blob.hash);
+            if now > bytes {
+                (bytes, grew) = (now, Instant::now());
+                progress(bytes);
+            } else if grew.elapsed() > OTHERS_STALL_MAX {
+                return Err(BlobError::Stuck { path: self.cache.part_path(&blob.hash) });
+            }
             sleep(PAUSE).await;
-            if let Some(map) = self.find(blob).await? {
+            if let Some(map) = self.find(blob, &progress).await? {
                 return Ok(Fetched { map, fetched_bytes: 0 });
             }
         };
         // It may have been finished between the look and the lock.
-        if let Some(map) = self.find(blob).await? {
+        if let Some(map) = self.find(blob, &progress).await? {
             return Ok(Fetched { map, fetched_bytes: 0 });
         }
         self.make_room(blob.bytes).await?;
@@ -156,9 +171,10 @@ impl Http {
         let io = |error| BlobError::io(&path, blob.bytes, error);
         let bytes = blob.bytes;
         let file = part.try_clone().map_err(io)?;
-        let writer_path = path.clone();
+        let (writer_path, told) = (path.clone(), progress.clone());
         let mut writer = blocking(move || {
-            Writer::resume(file, bytes).map_err(|error| BlobError::io(&writer_path, bytes, error))
+            Writer::resume(file, bytes, &*told)
+                .map_err(|error| BlobError::io(&writer_path, bytes, error))
         })
         .await?;
         if writer.at < bytes {
@@ -285,7 +301,7 @@ struct Writer {
 
 impl Writer {
     /// Hashes what an earlier attempt left. More than `bytes` of it cannot be right.
-    fn resume(mut file: File, bytes: u64) -> io::Result<Writer> {
+    fn resume(mut file: File, bytes: u64, progress: &dyn Fn(u64)) -> io::Result<Writer> {
         if file.metadata()?.len() > bytes {
             file.set_len(0)?;
         }
@@ -298,6 +314,7 @@ impl Writer {
                 n => {
                     hasher.update(&buffer[..n]);
                     at += n as u64;
+                    progress(at);
                 }
             }
         }

@@ -12,9 +12,13 @@ use std::sync::{Arc, Mutex, PoisonError};
 
 use memmap2::Mmap;
 use protocol::{BlobHash, BlobRef};
+use tokio::sync::Semaphore;
 
 pub use cache::Cache;
 pub use download::{ATTEMPTS_MAX, Http};
+
+/// Hashed between two reports.
+const HASH_BYTES: usize = 1 << 20;
 
 /// Why a blob cannot be had.
 #[derive(Debug, thiserror::Error)]
@@ -56,6 +60,12 @@ pub enum BlobError {
         hash: BlobHash,
         /// The last failure.
         reason: String,
+    },
+    /// Another process has the blob's partial file and gets nowhere.
+    #[error("{path} is locked by another worker that gets nowhere with it: end that one")]
+    Stuck {
+        /// The partial file.
+        path: PathBuf,
     },
     /// No space is left.
     #[error(
@@ -122,7 +132,8 @@ pub enum BlobSource {
 impl BlobSource {
     /// The blobs of a folder, mapped where they lie.
     pub fn folder(path: impl Into<PathBuf>) -> BlobSource {
-        BlobSource::Folder(Arc::new(Folder { path: path.into(), verified: Verified::default() }))
+        let (verified, slots) = (Verified::default(), Semaphore::new(download::FETCHES_MAX));
+        BlobSource::Folder(Arc::new(Folder { path: path.into(), verified, slots }))
     }
 
     /// What is there without fetching, the most recently used first, up to
@@ -147,7 +158,9 @@ impl BlobSource {
         match self {
             BlobSource::Folder(folder) => {
                 let (folder, blob) = (folder.clone(), blob.clone());
-                let map = blocking(move || folder.map(&blob)).await?;
+                let _slot = folder.slots.acquire().await;
+                let here = folder.clone();
+                let map = blocking(move || here.map(&blob, &progress)).await?;
                 Ok(Fetched { map, fetched_bytes: 0 })
             }
             BlobSource::Http(http) => http.fetch(blob, token, Arc::new(progress)).await,
@@ -160,15 +173,17 @@ impl BlobSource {
 pub struct Folder {
     path: PathBuf,
     verified: Verified,
+    /// Of as many blobs as are read at once.
+    slots: Semaphore,
 }
 
 impl Folder {
-    fn map(&self, blob: &BlobRef) -> Result<Arc<Mmap>, BlobError> {
+    fn map(&self, blob: &BlobRef, progress: &dyn Fn(u64)) -> Result<Arc<Mmap>, BlobError> {
         let path = self.path.join(&blob.hash);
         let io = |error| BlobError::io(&path, blob.bytes, error);
         let map = map_file(&File::open(&path).map_err(io)?).map_err(io)?;
         let from = || path.display().to_string();
-        self.verified.check(blob, &map, from)?;
+        self.verified.check(blob, &map, progress, from)?;
         Ok(Arc::new(map))
     }
 }
@@ -183,6 +198,7 @@ impl Verified {
         &self,
         blob: &BlobRef,
         bytes: &[u8],
+        progress: &dyn Fn(u64),
         from: impl Fn() -> String,
     ) -> Result<(), BlobError> {
         let (hash, expected, got) = (blob.hash.clone(), blob.bytes, bytes.len() as u64);
@@ -192,7 +208,13 @@ impl Verified {
         if self.known().contains(&hash) {
             return Ok(());
         }
-        let got = blake3::hash(bytes).to_hex().to_string();
+        let (mut hasher, mut hashed) = (blake3::Hasher::new(), 0);
+        for piece in bytes.chunks(HASH_BYTES) {
+            hasher.update(piece);
+            hashed += piece.len() as u64;
+            progress(hashed);
+        }
+        let got = hasher.finalize().to_hex().to_string();
         if got != hash {
             return Err(BlobError::WrongHash { hash, got, from: from() });
         }
