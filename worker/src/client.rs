@@ -23,6 +23,9 @@ pub enum ClientError {
     /// The coordinator sent it away for good.
     #[error("the coordinator says: {0}")]
     Dismissed(String),
+    /// The worker cannot compute any more.
+    #[error("the compute thread failed, which it tells above: start the worker again")]
+    Broken,
     /// There is no coordinator that this worker could join.
     #[error(transparent)]
     Connect(#[from] ConnectError),
@@ -76,6 +79,7 @@ pub async fn run(
         }
         let (reason, at_once) = match end {
             End::Drained => return Ok(()),
+            End::Broken => return Err(ClientError::Broken),
             End::Closed { reason, retry: false } => return Err(ClientError::Dismissed(reason)),
             End::Closed { reason, retry: true } => (reason, was_good),
             End::Lost(lost) => (lost.reason, was_good && lost.orderly),

@@ -11,10 +11,15 @@ use memmap2::Mmap;
 use model::Manifest;
 use protocol::payload::{elements, to_payload};
 use protocol::{Assignment, BlobHash, Dtype, SessionId};
-use worker_core::{Event, Run, RunFault, Shape, ShardKey};
+use worker_core::{Event, Run, RunFault, RunId, Shape, ShardKey};
 
 use crate::shell::Shared;
 use crate::spans::SpanShards;
+
+/// Longest rest after a step.
+const REST_MAX: Duration = Duration::from_secs(20);
+/// A rest ends so soon after the worker is told to leave.
+const REST_SLICE: Duration = Duration::from_millis(20);
 
 /// Something to do with a shard; see the [`worker_core::Action`] of that name.
 pub(crate) enum Command {
@@ -44,51 +49,57 @@ impl Compute {
         let mut shards: BTreeMap<ShardKey, Slot> = BTreeMap::new();
         while let Ok(command) = commands.recv() {
             let began = Instant::now();
-            let (event, rests) = match command {
+            let event = match command {
                 Command::Load { shard, assignment, blobs } => {
-                    let event = match self.load(&assignment, blobs) {
+                    let loaded = catch_unwind(AssertUnwindSafe(|| self.load(&assignment, blobs)));
+                    let loaded = loaded.unwrap_or_else(|panic| {
+                        Err(format!("loading panicked: {}", panic_text(&*panic)))
+                    });
+                    let event = match loaded {
                         Ok((loaded, shape)) => {
                             shards.insert(shard, Ok(loaded));
                             Event::Loaded { shard, shape }
                         }
                         Err(reason) => Event::LoadFailed { shard, reason },
                     };
-                    (Some(event), false)
+                    Some(event)
                 }
-                Command::Run(run) => (Some(execute(&mut shards, run)), true),
+                Command::Run(run) => {
+                    let (run, result) = execute(&mut shards, run);
+                    // Before the answer: whoever waits for it sees how fast this worker is.
+                    rest(began.elapsed(), self.intensity_percent, || is_leaving(shared));
+                    let compute_us = u32::try_from(began.elapsed().as_micros());
+                    Some(Event::RunDone { run, compute_us: compute_us.unwrap_or(u32::MAX), result })
+                }
                 Command::Fork { shard, from, to, positions } => {
-                    if let Some(slot) = shards.get_mut(&shard)
-                        && let Ok(loaded) = slot
-                        && let Err(error) = loaded.fork(from.0, to.0, positions)
-                    {
-                        *slot = Err(format!("fork: {error}"));
-                    }
-                    (None, false)
+                    guarded(shards.get_mut(&shard), |loaded| {
+                        let forked = loaded.fork(from.0, to.0, positions);
+                        forked.map_err(|error| format!("fork: {error}"))
+                    });
+                    None
                 }
                 Command::Truncate { shard, session, positions } => {
-                    if let Some(Ok(loaded)) = shards.get_mut(&shard) {
+                    guarded(shards.get_mut(&shard), |loaded| {
                         loaded.truncate(session.0, positions);
-                    }
-                    (None, false)
+                        Ok(())
+                    });
+                    None
                 }
                 Command::Release { shard, session } => {
-                    if let Some(Ok(loaded)) = shards.get_mut(&shard) {
+                    guarded(shards.get_mut(&shard), |loaded| {
                         loaded.release(session.0);
-                    }
-                    (None, false)
+                        Ok(())
+                    });
+                    None
                 }
                 Command::Unload { shard } => {
                     shards.remove(&shard);
-                    (None, false)
+                    None
                 }
             };
             let Some(shared) = shared.upgrade() else { return };
             if let Some(event) = event {
                 shared.handle(event);
-            }
-            drop(shared);
-            if rests {
-                std::thread::sleep(rest(began.elapsed(), self.intensity_percent));
             }
         }
     }
@@ -115,19 +126,31 @@ impl Compute {
         let dims = manifest.dims;
         let shape = Shape { layers: dims.layers, d_model: dims.d_model, vocab: dims.vocab };
         let limits = Limits::new(assignment.kv_pages, self.threads);
-        let loaded = catch_unwind(AssertUnwindSafe(|| {
-            SpanShards::load(manifest, assignment.span, class, blobs, limits)
-        }));
-        match loaded {
-            Ok(loaded) => Ok((loaded.map_err(|e| e.to_string())?, shape)),
-            Err(panic) => Err(format!("loading panicked: {}", panic_text(&*panic))),
+        let loaded = SpanShards::load(manifest, assignment.span, class, blobs, limits);
+        Ok((loaded.map_err(|e| e.to_string())?, shape))
+    }
+}
+
+/// Does something with a shard that works; a failure or a panic breaks the shard.
+fn guarded<T>(
+    slot: Option<&mut Result<T, String>>,
+    work: impl FnOnce(&mut T) -> Result<(), String>,
+) {
+    let Some(slot @ Ok(_)) = slot else { return };
+    let done = catch_unwind(AssertUnwindSafe(|| slot.as_mut().map_or(Ok(()), work)));
+    match done {
+        Ok(Ok(())) => {}
+        Ok(Err(reason)) => *slot = Err(reason),
+        Err(panic) => {
+            let reason = format!("the engine panicked: {}", panic_text(&*panic));
+            // Its threads may be in any state: joining them could hang.
+            std::mem::forget(std::mem::replace(slot, Err(reason)));
         }
     }
 }
 
 /// Runs a step and gives its outcome. A panic breaks that shard, not the worker.
-fn execute(shards: &mut BTreeMap<ShardKey, Slot>, run: Run) -> Event {
-    let began = Instant::now();
+fn execute(shards: &mut BTreeMap<ShardKey, Slot>, run: Run) -> (RunId, Result<Bytes, RunFault>) {
     let result = match shards.get_mut(&run.shard) {
         None => Err(RunFault::Broken("the shard is not loaded".into())),
         Some(Err(reason)) => Err(RunFault::Broken(reason.clone())),
@@ -144,8 +167,7 @@ fn execute(shards: &mut BTreeMap<ShardKey, Slot>, run: Run) -> Event {
             })
         }
     };
-    let compute_us = u32::try_from(began.elapsed().as_micros()).unwrap_or(u32::MAX);
-    Event::RunDone { run: run.id, compute_us, result }
+    (run.id, result)
 }
 
 fn step(shards: &mut SpanShards, run: &Run) -> Result<Bytes, RunFault> {
@@ -189,9 +211,26 @@ fn fault(error: StepError) -> RunFault {
 }
 
 /// How long to rest after computing for that long.
-fn rest(computed: Duration, intensity_percent: u8) -> Duration {
+fn rest_time(computed: Duration, intensity_percent: u8) -> Duration {
     let percent = u32::from(intensity_percent.clamp(1, 100));
-    computed * (100 - percent) / percent
+    (computed * (100 - percent) / percent).min(REST_MAX)
+}
+
+/// Rests after computing for that long; `is_leaving` ends it within [`REST_SLICE`].
+fn rest(computed: Duration, intensity_percent: u8, is_leaving: impl Fn() -> bool) {
+    let (began, due) = (Instant::now(), rest_time(computed, intensity_percent));
+    loop {
+        let left = due.saturating_sub(began.elapsed());
+        if left.is_zero() || is_leaving() {
+            return;
+        }
+        std::thread::sleep(left.min(REST_SLICE));
+    }
+}
+
+/// Whether nobody wants this worker's thread to rest any more.
+fn is_leaving(shared: &Weak<Shared>) -> bool {
+    shared.upgrade().is_none_or(|shared| shared.is_leaving())
 }
 
 fn panic_text(panic: &(dyn std::any::Any + Send)) -> &str {
@@ -204,9 +243,36 @@ mod tests {
     use super::*;
 
     #[test]
+    fn a_failure_or_a_panic_breaks_the_shard_only() {
+        let mut slot = Ok(1);
+        guarded(Some(&mut slot), |n| {
+            *n += 1;
+            Ok(())
+        });
+        assert_eq!(slot, Ok(2));
+        guarded(Some(&mut slot), |_| panic!("at {}", "sea"));
+        assert_eq!(slot, Err("the engine panicked: at sea".to_string()));
+        guarded(Some(&mut slot), |_| panic!("a broken shard is left alone"));
+        let mut slot = Ok(1);
+        guarded(Some(&mut slot), |_| Err("full".into()));
+        assert_eq!(slot, Err("full".to_string()));
+    }
+
+    #[test]
     fn rests_are_in_proportion() {
-        let rest_ms = |percent| rest(Duration::from_millis(100), percent).as_millis();
+        let rest_ms = |percent| rest_time(Duration::from_millis(100), percent).as_millis();
         assert_eq!((rest_ms(100), rest_ms(50), rest_ms(25)), (0, 100, 300));
         assert_eq!(rest_ms(0), rest_ms(1), "never for ever");
+        assert_eq!(rest_time(Duration::from_secs(9), 1), REST_MAX);
+    }
+
+    #[test]
+    fn a_rest_takes_its_time_and_ends_when_the_worker_leaves() {
+        let began = Instant::now();
+        rest(Duration::from_millis(10), 50, || false);
+        assert!(began.elapsed() >= Duration::from_millis(10));
+        let looks = std::cell::Cell::new(0);
+        rest(Duration::from_secs(100), 1, || looks.replace(looks.get() + 1) == 2);
+        assert_eq!(looks.get(), 3, "it looks between slices");
     }
 }

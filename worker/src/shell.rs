@@ -2,6 +2,8 @@
 //! and its actions into messages, fetches and commands.
 
 use std::collections::BTreeMap;
+use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 
@@ -30,7 +32,9 @@ pub struct Setup {
     pub blobs: BlobSource,
     /// Threads that compute.
     pub threads: u32,
-    /// Share of the time that it computes, 1 to 100: it rests after each step.
+    /// Share of the time that it computes, 1 to 100: it rests after each step. The rates of
+    /// [`Config::bytes_per_s`] are those without rests, and are said of the worker in this
+    /// share.
     pub intensity_percent: u8,
 }
 
@@ -46,6 +50,8 @@ pub enum End {
         /// Whether to connect again.
         retry: bool,
     },
+    /// The worker's own compute thread is gone, so that it can never serve again.
+    Broken,
     /// The worker was told to leave and has answered what it had.
     Drained,
 }
@@ -58,6 +64,8 @@ pub struct Worker {
 
 pub(crate) struct Shared {
     state: Mutex<State>,
+    /// Told to leave: no more rests.
+    leaving: AtomicBool,
     /// An end was decided or a deadline changed, on whatever thread.
     wake: Notify,
     origin: Instant,
@@ -106,7 +114,9 @@ impl Worker {
     ///
     /// # Errors
     /// The system gives no thread.
-    pub fn start(setup: Setup) -> std::io::Result<Worker> {
+    pub fn start(mut setup: Setup) -> std::io::Result<Worker> {
+        let share = f64::from(setup.intensity_percent.clamp(1, 100)) / 100.0;
+        setup.config.bytes_per_s = setup.config.bytes_per_s.map(|rate| rate * share);
         let (compute, commands) = std_mpsc::channel();
         let memory_bytes = setup.config.memory_bytes;
         let (threads, intensity_percent) = (setup.threads, setup.intensity_percent);
@@ -123,6 +133,7 @@ impl Worker {
                 loads: BTreeMap::new(),
                 deadline: None,
             }),
+            leaving: AtomicBool::new(false),
             wake: Notify::new(),
             origin: Instant::now(),
             identity: setup.identity,
@@ -132,7 +143,13 @@ impl Worker {
         });
         let weak = Arc::downgrade(&shared);
         std::thread::Builder::new().name("compute".into()).spawn(move || {
-            Compute { threads, intensity_percent, memory_bytes }.run(&commands, &weak);
+            let compute = Compute { threads, intensity_percent, memory_bytes };
+            let ran = catch_unwind(AssertUnwindSafe(|| compute.run(&commands, &weak)));
+            if ran.is_err()
+                && let Some(shared) = weak.upgrade()
+            {
+                shared.end(&mut shared.state(), End::Broken);
+            }
         })?;
         Ok(Worker { shared })
     }
@@ -144,6 +161,7 @@ impl Worker {
 
     /// Leaves in good order: no new work, the steps at hand answered, then [`End::Drained`].
     pub fn drain(&self, reason: &str) {
+        self.shared.leaving.store(true, Ordering::Relaxed);
         self.shared.handle(Event::Drain { reason: reason.into() });
     }
 
@@ -157,14 +175,15 @@ impl Worker {
         let cached = tokio::task::spawn_blocking(move || blobs.cached()).await.unwrap_or_default();
         {
             let mut state = self.shared.state();
-            // A drain that ended without a connection still counts.
-            state.end = state.end.take().filter(|end| *end == End::Drained);
+            // A drain that ended without a connection still counts, and so does a failure.
+            let stays = |end: &End| matches!(end, End::Drained | End::Broken);
+            state.end = state.end.take().filter(stays);
             (state.up, state.cached, state.joined) = (Some(up), cached, false);
         }
         let end = loop {
             let (end, deadline) = {
                 let mut state = self.shared.state();
-                (state.end.take(), state.deadline)
+                (state.take_end(), state.deadline)
             };
             if let Some(end) = end {
                 break end;
@@ -202,6 +221,10 @@ impl Shared {
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaving.load(Ordering::Relaxed)
+    }
+
     async fn until(&self, deadline_us: Option<u64>) {
         match deadline_us {
             Some(us) => {
@@ -225,6 +248,9 @@ impl Shared {
         state.core.handle(now, event);
         while let Some(action) = state.core.poll_action() {
             self.act(&mut state, now, action);
+        }
+        if state.end.is_some() {
+            self.wake.notify_one();
         }
         let deadline = state.core.next_deadline().map(|(at, _)| at);
         if deadline != state.deadline {
@@ -345,10 +371,17 @@ impl Reporter {
 }
 
 impl State {
-    fn command(&self, command: Command) {
+    /// How the connection ended, if it did; a broken worker stays so.
+    fn take_end(&mut self) -> Option<End> {
+        let end = self.end.take();
+        self.end = end.clone().filter(|end| *end == End::Broken);
+        end
+    }
+
+    fn command(&mut self, command: Command) {
         // The thread ends only when this sender is dropped, or by a panic of our own.
         if self.compute.send(command).is_err() {
-            tracing::error!("the compute thread is gone");
+            self.end = Some(End::Broken);
         }
     }
 
@@ -376,5 +409,44 @@ impl State {
             FromWorker::Drain { reason } => tracing::info!("leaving: {reason}"),
             FromWorker::Hello(_) | FromWorker::Progress { .. } | FromWorker::Pong { .. } => {}
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use worker_core::ShardKey;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn without_its_compute_thread_a_worker_serves_nobody() {
+        let folder = tempfile::tempdir().unwrap();
+        let setup = Setup {
+            config: Config {
+                name: "otter".into(),
+                kind: protocol::WorkerKind::Native,
+                backend: "cpu".into(),
+                classes: vec![],
+                memory_bytes: 0,
+                bytes_per_s: [1.0; 2],
+                step_credits: 1,
+                token: None,
+            },
+            identity: Identity::ephemeral().unwrap(),
+            blobs: BlobSource::folder(folder.path()),
+            threads: 1,
+            intensity_percent: 100,
+        };
+        let worker = Worker::start(setup).unwrap();
+        {
+            let mut state = worker.shared.state();
+            state.compute = std_mpsc::channel().0;
+            state.command(Command::Unload { shard: ShardKey(1) });
+        }
+        let (link, _to_worker, _from_worker) = Link::pair();
+        assert_eq!(worker.serve(link).await, End::Broken);
+        // And not by another connection either.
+        let (link, _to_worker, _from_worker) = Link::pair();
+        assert_eq!(worker.serve(link).await, End::Broken);
     }
 }

@@ -387,3 +387,18 @@ fn the_program_says_in_one_line_what_is_wrong() {
         assert!(help.contains(flag), "{flag}");
     }
 }
+
+/// What rests most of the time says that it is slower than its benchmark.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_low_intensity_shows_in_the_hello() {
+    let folder = tempfile::tempdir().unwrap();
+    let setup = Setup { intensity_percent: 25, ..setup(BlobSource::folder(folder.path())) };
+    let worker = Worker::start(setup).unwrap();
+    let (link, to_worker, mut from_worker) = Link::pair();
+    tokio::spawn(async move { worker.serve(link).await });
+    let challenge = ToWorker::Challenge { protocol: PROTOCOL_VERSION, nonce: "00".repeat(32) };
+    to_worker.send(Down::Control(challenge)).await.unwrap();
+    let hello = timeout(SOON, from_worker.recv()).await.unwrap().unwrap();
+    let Up::Control(FromWorker::Hello(hello)) = hello else { panic!("no hello: {hello:?}") };
+    assert_eq!(hello.bytes_per_s, [0.25e9; 2]);
+}
