@@ -24,6 +24,12 @@ use crate::blobs::Grant;
 use crate::driver::OUTBOX_MAX;
 use crate::random;
 
+/// Control messages that a worker may send in one burst; ours send a few per assignment and
+/// blob. Each runs the scheduler.
+const CONTROL_BURST_MAX: u32 = 1000;
+/// Control messages a second that it may send for long.
+const CONTROL_PER_S_MAX: u32 = 200;
+
 type Sink = SplitSink<WebSocket, Message>;
 type Source = SplitStream<WebSocket>;
 
@@ -166,6 +172,8 @@ async fn first_text(source: &mut Source) -> Result<Option<String>, String> {
 /// Turns the worker's messages into events until there are no more.
 async fn read(shared: &Shared, worker: WorkerId, source: &mut Source, pings: &Pings) -> End {
     let mut frames = Reassembler::new();
+    let mut allowance = Allowance::new(Instant::now());
+    let mut draining = false;
     loop {
         let message = match timeout(SILENCE_MAX, source.next()).await {
             Err(_elapsed) => return End::Silence,
@@ -173,8 +181,15 @@ async fn read(shared: &Shared, worker: WorkerId, source: &mut Source, pings: &Pi
             Ok(Some(Err(error))) => return broken(&error),
             Ok(Some(Ok(message))) => message,
         };
+        if matches!(message, Message::Text(_)) && !allowance.take(Instant::now()) {
+            return End::Violation(format!(
+                "more than {CONTROL_PER_S_MAX} control messages a second"
+            ));
+        }
         let event = match message {
             Message::Text(json) => match FromWorker::from_json(json.as_str()) {
+                // Once is enough.
+                Ok(FromWorker::Drain { .. }) if draining => None,
                 Ok(message) => match control_event(worker, message, pings) {
                     Ok(event) => event,
                     Err(reason) => return End::Violation(reason),
@@ -192,6 +207,7 @@ async fn read(shared: &Shared, worker: WorkerId, source: &mut Source, pings: &Pi
             Message::Ping(_) | Message::Pong(_) => None,
             Message::Close(_) => return End::Closed("it closed its connection".into()),
         };
+        draining |= matches!(event, Some(Event::Drain { .. }));
         if let Some(event) = event
             && shared.driver.event(event).await.is_err()
         {
@@ -329,6 +345,31 @@ async fn close(mut sink: Sink, mut source: Source) {
     .await;
 }
 
+/// How many control messages a worker may still send: a bucket of [`CONTROL_BURST_MAX`] that
+/// fills at [`CONTROL_PER_S_MAX`].
+struct Allowance {
+    left: f64,
+    at: Instant,
+}
+
+impl Allowance {
+    fn new(now: Instant) -> Allowance {
+        Allowance { left: f64::from(CONTROL_BURST_MAX), at: now }
+    }
+
+    /// Counts a message; false if it is one too many.
+    fn take(&mut self, now: Instant) -> bool {
+        let gained = (now - self.at).as_secs_f64() * f64::from(CONTROL_PER_S_MAX);
+        self.left = (self.left + gained).min(f64::from(CONTROL_BURST_MAX));
+        self.at = now;
+        let enough = self.left >= 1.0;
+        if enough {
+            self.left -= 1.0;
+        }
+        enough
+    }
+}
+
 /// The ping in flight, shared by the two loops.
 struct Pings(Mutex<PingState>);
 
@@ -378,6 +419,17 @@ impl Pings {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_burst_of_control_messages_is_allowed_and_a_flood_is_not() {
+        let start = Instant::now();
+        let mut allowance = Allowance::new(start);
+        assert!((0..CONTROL_BURST_MAX).all(|_| allowance.take(start)));
+        assert!(!allowance.take(start), "one too many");
+        let later = start + Duration::from_secs(1);
+        assert!((0..CONTROL_PER_S_MAX).all(|_| allowance.take(later)));
+        assert!(!allowance.take(later));
+    }
 
     #[test]
     fn a_round_trip_is_measured_once_and_only_for_the_ping_in_flight() {
