@@ -9,7 +9,7 @@ mod connection;
 mod handshake;
 mod trust;
 
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
@@ -17,6 +17,7 @@ use std::time::Duration;
 use axum::Router;
 use axum::extract::ws::WebSocketUpgrade;
 use axum::extract::{ConnectInfo, State};
+use axum::http::uri::Authority;
 use axum::http::{HeaderMap, StatusCode};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
@@ -141,8 +142,9 @@ async fn upgrade(
         return (StatusCode::SERVICE_UNAVAILABLE, reason).into_response();
     };
     let proxied = ["forwarded", "x-forwarded-for", "x-real-ip", "via"];
-    let direct =
-        !headers.contains_key("origin") && !proxied.iter().any(|name| headers.contains_key(*name));
+    let direct = !headers.contains_key("origin")
+        && !proxied.iter().any(|name| headers.contains_key(*name))
+        && asks_for_loopback(&headers);
     let origin = Origin { address, direct };
     let other_version = (offered != SUBPROTOCOL).then(|| offered.clone());
     socket
@@ -152,6 +154,17 @@ async fn upgrade(
         .on_upgrade(move |socket| async move {
             connection::serve(&shared, socket, origin, other_version, stranger).await;
         })
+}
+
+/// Whether the peer asked for this machine by a name that only this machine has: a tunnel or
+/// proxy usually passes on the public name that it was asked for.
+fn asks_for_loopback(headers: &HeaderMap) -> bool {
+    let Some(host) = headers.get("host").and_then(|host| host.to_str().ok()) else { return false };
+    let Ok(authority) = host.parse::<Authority>() else { return false };
+    let name = authority.host().trim_start_matches('[').trim_end_matches(']');
+    let address = name.parse::<IpAddr>();
+    name.eq_ignore_ascii_case("localhost")
+        || address.is_ok_and(|address| address.to_canonical().is_loopback())
 }
 
 /// Ours if the peer offers it, else the first weft version that it does offer: that peer is
@@ -166,4 +179,27 @@ fn offered_version(socket: &WebSocketUpgrade) -> Option<String> {
         .collect();
     let ours = offered.iter().find(|name| *name == SUBPROTOCOL);
     ours.or(offered.first()).cloned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn only_loopback_names_ask_for_loopback() {
+        for (host, expected) in [
+            ("localhost:8080", true),
+            ("127.0.0.1:8080", true),
+            ("[::1]:8080", true),
+            ("127.0.0.1", true),
+            ("weft.example.org", false),
+            ("192.0.2.1:8080", false),
+            ("localhost.example.org", false),
+            ("", false),
+        ] {
+            let headers = HeaderMap::from_iter([(axum::http::header::HOST, host.parse().unwrap())]);
+            assert_eq!(asks_for_loopback(&headers), expected, "{host}");
+        }
+        assert!(!asks_for_loopback(&HeaderMap::new()));
+    }
 }
