@@ -9,7 +9,13 @@ use crate::pull::catalogue;
 
 /// Runs language models on the machines that people lend.
 #[derive(Debug, Parser)]
-#[command(name = "coordinator", version, about)]
+#[command(
+    name = "coordinator",
+    version,
+    about,
+    after_help = "WEFT_LOG sets what is logged to stderr, for example `debug` or \
+                  `coordinator=debug` [default: info]; RUST_LOG counts where it is not set."
+)]
 pub struct Cli {
     /// What to do.
     #[command(subcommand)]
@@ -46,6 +52,9 @@ pub struct PullArgs {
     /// NAME of the catalogue, PATH of a .gguf file, or hf:owner/repo/file.gguf
     #[arg(value_name = "NAME|PATH|hf:owner/repo/file.gguf", long_help = pull_help())]
     pub model: String,
+    /// A YAML file as of `coordinator serve`, of which only `home` counts here
+    #[arg(long, env = "WEFT_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
     /// Where models are kept [default: `weft` in the platform's data folder]
     #[arg(long, env = "WEFT_HOME", value_name = "DIR")]
     pub home: Option<PathBuf>,

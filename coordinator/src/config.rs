@@ -4,7 +4,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
-use serde::Deserialize;
+use serde::{Deserialize, Deserializer};
 
 use crate::pull::catalogue;
 
@@ -25,6 +25,7 @@ pub struct Settings {
     /// model, PATH of a .gguf file, or hf:owner/repo/file.gguf. Fetched if absent
     /// [default: smollm2-135m]
     #[arg(long, env = "WEFT_MODEL", value_name = "NAME|PATH", value_delimiter = ',')]
+    #[serde(deserialize_with = "one_or_many")]
     pub model: Vec<String>,
     /// Address and port to listen on; port 0 takes a free one. 0.0.0.0 lets other machines in
     /// [default: 127.0.0.1:8080]
@@ -51,9 +52,10 @@ pub struct Settings {
         value_delimiter = ',',
         hide_env_values = true
     )]
+    #[serde(deserialize_with = "one_or_many")]
     pub invite_token: Vec<String>,
-    /// Do not trust native workers just because they connect from this machine
-    /// [default: false]
+    /// Do not trust native workers just because they connect from this machine. Needed behind
+    /// a proxy or tunnel on this machine, which makes everyone look so [default: false]
     #[arg(long, env = "WEFT_NO_TRUST_LOOPBACK", value_name = "BOOL", num_args = 0..=1,
           default_missing_value = "true")]
     pub no_trust_loopback: Option<bool>,
@@ -85,6 +87,20 @@ pub struct Settings {
     /// How long streams may go on after SIGTERM or Ctrl-C, seconds [default: 30]
     #[arg(long, env = "WEFT_GRACE_S", value_name = "SECONDS")]
     pub grace_s: Option<u64>,
+}
+
+/// A list, or a single string in its place.
+fn one_or_many<'de, D: Deserializer<'de>>(deserializer: D) -> Result<Vec<String>, D::Error> {
+    #[derive(Deserialize)]
+    #[serde(untagged, expecting = "a string or a list of strings is expected")]
+    enum Given {
+        One(String),
+        Many(Vec<String>),
+    }
+    Ok(match Given::deserialize(deserializer)? {
+        Given::One(one) => vec![one],
+        Given::Many(many) => many,
+    })
 }
 
 /// What the embedded worker may hold.
@@ -324,6 +340,14 @@ mod tests {
         assert_eq!(config.listen, LISTEN_DEFAULT);
         assert_eq!(config.embedded, Embedded::All);
         assert!(config.trust_loopback && !config.exact);
+    }
+
+    #[test]
+    fn a_list_of_one_may_be_a_string() {
+        let file = "model: smollm2-135m\ninvite_token: open sesame\n";
+        let settings: Settings = serde_yaml_ng::from_str(file).unwrap();
+        assert_eq!(settings.model, ["smollm2-135m"]);
+        assert_eq!(settings.invite_token, ["open sesame"]);
     }
 
     #[test]

@@ -60,7 +60,8 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
 }
 
 async fn pull(args: PullArgs) -> anyhow::Result<()> {
-    let home = Home::open(args.home)?;
+    let file = args.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
+    let home = Home::open(args.home.or(file.home))?;
     let wanted = Wanted::parse(&args.model, &home)?;
     let path = pull::fetch(&home, &Hub::from_env(), &wanted, true).await?;
     let model = serve::prepare(&home, &path, &wanted.name(), CANONICAL_1).await?;

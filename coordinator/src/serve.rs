@@ -170,8 +170,18 @@ fn announce(address: SocketAddr, config: &Config) {
     println!("listening on http://{here}");
     println!("OpenAI-compatible endpoint: http://{here}/v1");
     let token = if config.trust_loopback { "" } else { " --token TOKEN" };
-    println!("more workers: worker --coordinator ws://{here}{token}");
+    println!("more workers, on this machine: worker --coordinator ws://{here}{token}");
+    if config.trust_loopback {
+        println!("  (with a proxy or tunnel on this machine add --no-trust-loopback here)");
+    }
     if !address.ip().is_loopback() {
+        let port = address.port();
+        let there = match address.ip().is_unspecified() {
+            true => format!("ADDRESS-OF-THIS-MACHINE:{port}"),
+            false => here.to_string(),
+        };
+        let token = if config.invite_tokens.is_empty() { "" } else { " --token TOKEN" };
+        println!("more workers, on other machines: worker --coordinator ws://{there}{token}");
         println!("note: whoever reaches {address} can use it; put it behind a proxy that checks");
     }
 }
