@@ -73,12 +73,20 @@ pub struct Reassembler {
     next_frame: u32,
     /// The frame in progress, and its bytes in all.
     partial: Option<(BytesMut, usize)>,
+    /// The caller's own bound of a frame, bytes.
+    max_bytes: Option<usize>,
 }
 
 impl Reassembler {
     /// For a new connection.
     pub fn new() -> Reassembler {
         Reassembler::default()
+    }
+
+    /// Refuses frames of more than `max_bytes` that begin from now on, as those that nothing
+    /// asked for; [`FRAME_BYTES_MAX`] holds all the same, and alone by default.
+    pub fn set_max_bytes(&mut self, max_bytes: usize) {
+        self.max_bytes = Some(max_bytes);
     }
 
     /// Takes one binary message; gives the frame that it completes, if it does.
@@ -102,6 +110,10 @@ impl Reassembler {
         }
         if total != due_total {
             return Err(FrameError::Length { what: "frame", expected: due_total, got: total });
+        }
+        if let Some(max) = self.max_bytes.filter(|max| self.partial.is_none() && total > *max) {
+            let (max, got) = (max as u64, total as u64);
+            return Err(FrameError::TooMany { what: "bytes of the frame", max, got });
         }
         let piece = message.slice(CHUNK_HEADER_BYTES..);
         if piece.is_empty() || piece.len() > total - offset {

@@ -271,3 +271,19 @@ proptest! {
         prop_assert!(Reassembler::new().push(bytes.into()).is_err());
     }
 }
+
+#[test]
+fn a_frame_above_the_callers_bound_is_refused_at_its_first_chunk() {
+    // Number 0, 100 bytes in all, from 0, of which one byte came.
+    let mut chunk = b"WFCK".to_vec();
+    chunk.extend([0u32, 100, 0].iter().flat_map(|word| word.to_le_bytes()));
+    chunk.push(0);
+    let push = |max_bytes| {
+        let mut reassembler = Reassembler::new();
+        reassembler.set_max_bytes(max_bytes);
+        reassembler.push(chunk.clone().into())
+    };
+    assert_eq!(push(100), Ok(None));
+    let refused = push(99).unwrap_err().to_string();
+    assert_eq!(refused, "bytes of the frame: 100, at most 99 are allowed");
+}
