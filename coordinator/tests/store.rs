@@ -100,6 +100,22 @@ fn what_is_missing_or_cut_short_is_made_anew() {
 }
 
 #[test]
+fn a_flipped_bit_is_healed() {
+    let fixture = Fixture::new();
+    let path = fixture.model();
+    let model = prepare(&fixture.home, &path, "tiny", CANONICAL_1).unwrap();
+    let hash = &model.spec.parts[1].blobs[0].hash;
+    let blob = fixture.home.blobs().join(hash);
+    let mut bytes = fs::read(&blob).unwrap();
+    let middle = bytes.len() / 2;
+    bytes[middle] ^= 1;
+    fs::write(&blob, &bytes).unwrap();
+    assert!(!prepare(&fixture.home, &path, "tiny", CANONICAL_1).unwrap().reused);
+    assert_eq!(blake3::hash(&fs::read(&blob).unwrap()).to_hex().as_str(), hash);
+    assert!(prepare(&fixture.home, &path, "tiny", CANONICAL_1).unwrap().reused);
+}
+
+#[test]
 fn another_file_under_the_same_path_is_another_model() {
     let fixture = Fixture::new();
     let first = prepare(&fixture.home, &fixture.model(), "tiny", CANONICAL_1).unwrap();
@@ -132,6 +148,14 @@ fn what_cannot_be_run_is_refused_before_anything_is_written() {
     let error = prepare(&fixture.home, &path, "m", CANONICAL_1).unwrap_err();
     assert!(matches!(error, StoreError::Unsupported { .. }), "{error}");
     assert!(error.to_string().contains("tokenizer"), "{error}");
+    let mut template = good.clone();
+    let (word, other) = (b"endfor", b"endfro");
+    let at = template.windows(word.len()).position(|bytes| bytes == word).unwrap();
+    template[at..at + word.len()].copy_from_slice(other);
+    let path = fixture.file("template.gguf", &template);
+    let error = prepare(&fixture.home, &path, "m", CANONICAL_1).unwrap_err();
+    assert!(matches!(error, StoreError::Unsupported { .. }), "{error}");
+    assert!(error.to_string().contains("template"), "{error}");
     assert!(fixture.blobs().is_empty());
     assert!(listing(&fixture.home.manifests()).is_empty());
 }

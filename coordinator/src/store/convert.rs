@@ -3,6 +3,8 @@
 use std::fs::{self, File};
 use std::io::{self, BufWriter, Write};
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::thread;
 use std::time::UNIX_EPOCH;
 
 use model::convert::{BlobSink, ConvertError};
@@ -41,7 +43,7 @@ struct Record {
 }
 
 /// Gives the blobs of a model that [`model::check_supported`] accepted, converting it unless
-/// an earlier run did: every blob is there at its full size and the manifest's hash matches.
+/// an earlier run did: every blob is there at its full size and with its hash.
 /// A run that was killed leaves nothing under a final name that is not whole; the next
 /// begins anew. Memory stays within a matrix's size, whatever the model's.
 ///
@@ -55,7 +57,12 @@ pub fn convert(home: &Home, files: &GgufFiles, name: &str) -> Result<Conversion,
 
     let record_path = record_path(home, &identity(files, name)?);
     if let Some(conversion) = reuse(home, &record_path) {
-        return Ok(conversion);
+        match damaged(home, &conversion.manifest) {
+            None => return Ok(conversion),
+            Some(path) => tracing::warn!(
+                path = %path.display(), "weights on the disk are damaged: converting the model anew"
+            ),
+        }
     }
     clear_partial_blobs(home)?;
     let gguf = files.parse()?;
@@ -121,6 +128,31 @@ fn reuse(home: &Home, record_path: &Path) -> Option<Conversion> {
     };
     let all = manifest.blobs_of(parts).iter().all(there);
     all.then_some(Conversion { manifest, manifest_blob: record.manifest, reused: true })
+}
+
+/// The first blob found whose bytes no longer have its hash. Reads all of them, on all cores:
+/// about what loading the weights costs, which are then in the system's cache.
+fn damaged(home: &Home, manifest: &Manifest) -> Option<PathBuf> {
+    let parts = 0..u32::try_from(manifest.parts.len()).unwrap_or(u32::MAX);
+    let blobs = manifest.blobs_of(parts);
+    let threads = thread::available_parallelism().map_or(1, usize::from);
+    let next = AtomicUsize::new(0);
+    let look = || {
+        while let Some(blob) = blobs.get(next.fetch_add(1, Ordering::Relaxed)) {
+            let path = home.blobs().join(&blob.hash);
+            let mut hasher = blake3::Hasher::new();
+            let read = File::open(&path).and_then(|file| io::copy(&mut &file, &mut hasher));
+            if read.is_err() || hasher.finalize().to_hex().as_str() != blob.hash {
+                return Some(path);
+            }
+        }
+        None
+    };
+    thread::scope(|scope| {
+        let looking: Vec<_> = (0..threads).map(|_| scope.spawn(look)).collect();
+        let found = looking.into_iter().map(|one| one.join().expect("hashing does not panic"));
+        found.flatten().next()
+    })
 }
 
 /// Removes what killed conversions left. Only the holder of the lock may.

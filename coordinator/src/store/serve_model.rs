@@ -6,7 +6,7 @@ use std::time::{SystemTime, UNIX_EPOCH};
 use model::{KvType, Manifest, check_supported};
 use protocol::BlobRef;
 use scheduler::{ModelSpec, PartSpec};
-use text::{Tokenizer, TokenizerData};
+use text::{ChatTemplate, Tokenizer, TokenizerData};
 
 use super::convert::{Conversion, convert};
 use super::tokenizer_data::tokenizer_data;
@@ -53,6 +53,7 @@ pub fn prepare(
     check_supported(&gguf).map_err(|error| unsupported(error.to_string()))?;
     let tokenizer = tokenizer_data(&gguf).map_err(unsupported)?;
     Tokenizer::new(&tokenizer).map_err(|error| unsupported(error.to_string()))?;
+    ChatTemplate::new(&tokenizer).map_err(|error| unsupported(error.to_string()))?;
     drop(gguf);
     let Conversion { manifest, manifest_blob, reused } = convert(home, &files, name)?;
     let changed = std::fs::metadata(files.first()).and_then(|metadata| metadata.modified());
