@@ -147,7 +147,8 @@ impl Run {
         let vocabulary = self.model.tokenizer.vocabulary();
         let this = &mut self.choices[choice as usize];
         let position = u64::from(this.start.generation.tokens());
-        let chosen = this.start.sampler.choose(&self.logits, choice, position)?;
+        // One seed serves all prompts: the same prompt twice is sampled as two choices are.
+        let chosen = this.start.sampler.choose(&self.logits, self.first + choice, position)?;
         this.start.sampler.accept(chosen.token);
         let step = this.start.generation.push(vocabulary, chosen.token)?;
         match step.finished {

@@ -33,6 +33,16 @@ async fn each_prompt_gets_its_choices() {
 }
 
 #[tokio::test]
+async fn the_same_prompt_twice_gets_two_samples() {
+    let flat = Play { choices: vec![vec![Row::Flat; 8]], ..says(&[]) };
+    let server = Server::start(vec![flat.clone(), flat]).await;
+    let fields = r#""prompt":["a","a"],"seed":1,"max_tokens":8,"logprobs":0"#;
+    let answer = server.complete(fields).await.ok();
+    let tokens = |choice: usize| &answer["choices"][choice]["logprobs"]["tokens"];
+    assert_ne!(tokens(0), tokens(1));
+}
+
+#[tokio::test]
 async fn tokens_are_taken_as_they_are() {
     let mut server = Server::start(vec![says(&[piece("!"), END])]).await;
     let answer = server.complete(r#""prompt":[259,260],"echo":true"#).await.ok();
