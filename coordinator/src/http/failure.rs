@@ -4,7 +4,7 @@ use api::{ErrorBody, ErrorDetail, ErrorKind, Invalid};
 use axum::Json;
 use axum::http::{HeaderValue, StatusCode, header};
 use axum::response::{IntoResponse, Response};
-use scheduler::RequestError;
+use scheduler::{Doing, RequestError};
 
 use crate::driver::DriverGone;
 
@@ -127,13 +127,14 @@ impl From<RequestError> for Failure {
             RequestError::TooLong { .. } => {
                 Failure::request(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
             }
-            // The scheduler's words: anything but generating is waiting for layers or a place.
-            RequestError::Deadline { doing, .. } if doing == "generating" => {
-                Failure::server(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message)
-            }
-            RequestError::Deadline { .. } => {
-                Failure::server(StatusCode::SERVICE_UNAVAILABLE, "not_ready_in_time", message)
-            }
+            RequestError::Deadline { doing, .. } => match doing {
+                Doing::Generating => {
+                    Failure::server(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message)
+                }
+                Doing::WaitingForPlace | Doing::WaitingFor(_) => {
+                    Failure::server(StatusCode::SERVICE_UNAVAILABLE, "not_ready_in_time", message)
+                }
+            },
             RequestError::Numeric { .. } => {
                 let status = StatusCode::INTERNAL_SERVER_ERROR;
                 Failure::server(status, "numeric_overflow", message)

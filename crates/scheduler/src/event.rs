@@ -283,8 +283,8 @@ pub enum RequestError {
     Deadline {
         /// Seconds since it was submitted.
         waited_s: u64,
-        /// `generating`, `waiting for a place`, or `waiting for layers 3..=7 of m, ...`.
-        doing: String,
+        /// What it was at then.
+        doing: Doing,
     },
     /// Its numbers overflowed.
     #[error("a value overflowed at position {position}: the model cannot continue this text")]
@@ -292,6 +292,27 @@ pub enum RequestError {
         /// Where.
         position: u32,
     },
+}
+
+/// What a request was at when its deadline passed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Doing {
+    /// Its sessions were being computed.
+    Generating,
+    /// It was queued behind others.
+    WaitingForPlace,
+    /// It lacked something of the fleet, for people: `layers 3..=7 of m`.
+    WaitingFor(String),
+}
+
+impl fmt::Display for Doing {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Doing::Generating => f.write_str("generating"),
+            Doing::WaitingForPlace => f.write_str("waiting for a place"),
+            Doing::WaitingFor(what) => write!(f, "waiting for {what}"),
+        }
+    }
 }
 
 /// An entry of the readable event log.

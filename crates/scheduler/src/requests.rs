@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use protocol::{AssignmentId, SessionId, Span, ToWorker, WorkerId};
 
 use crate::Scheduler;
-use crate::event::{Action, Request, RequestError, RequestId, Time};
+use crate::event::{Action, Doing, Request, RequestError, RequestId, Time};
 use crate::fleet::{describe, pages_for};
 use crate::session::{Phase, Session, Stage};
 
@@ -341,15 +341,15 @@ impl Scheduler {
         for (request, submitted_at) in self.queue.iter().filter(|(r, _)| r.deadline <= now) {
             let missing = self.model_index(&request.model).and_then(|m| self.missing(m));
             let doing = match missing {
-                Some(missing) => format!("waiting for {missing} of {}", request.model),
-                None => "waiting for a place".to_owned(),
+                Some(missing) => Doing::WaitingFor(format!("{missing} of {}", request.model)),
+                None => Doing::WaitingForPlace,
             };
             let waited_s = waited(*submitted_at);
             late.push((request.id, RequestError::Deadline { waited_s, doing }));
         }
         for (id, in_flight) in self.requests.iter().filter(|(_, r)| r.deadline <= now) {
             let holes = in_flight.sessions.iter().find_map(|s| self.waits_for(*s));
-            let doing = holes.map_or("generating".to_owned(), |h| format!("waiting for {h}"));
+            let doing = holes.map_or(Doing::Generating, Doing::WaitingFor);
             let waited_s = waited(in_flight.submitted_at);
             late.push((*id, RequestError::Deadline { waited_s, doing }));
         }

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use protocol::{BlobRef, Frame, FrameKind, SessionId, Status, ToWorker, WorkerId, WorkerKind};
 use scheduler::{
-    Action, Config, Event, Holds, ModelSpec, Note, PartSpec, Request, RequestError, RequestId,
-    Scheduler, Time, WorkerSpec,
+    Action, Config, Doing, Event, Holds, ModelSpec, Note, PartSpec, Request, RequestError,
+    RequestId, Scheduler, Time, WorkerSpec,
 };
 
 const MIB: u64 = 1 << 20;
@@ -245,7 +245,7 @@ fn what_cannot_run_is_refused_with_the_reason() {
     bench.submit(3, vec![1], 1);
     assert!(matches!(bench.refused[&RequestId(3)], RequestError::Busy { waiting: 1, .. }));
     bench.pass(Duration::from_secs(61));
-    let doing = "waiting for the embedding, layers 0..=3, the head of m".to_owned();
+    let doing = Doing::WaitingFor("the embedding, layers 0..=3, the head of m".to_owned());
     let expected = RequestError::Deadline { waited_s: 60, doing };
     assert_eq!(bench.refused[&RequestId(2)], expected);
 }

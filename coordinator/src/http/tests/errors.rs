@@ -1,5 +1,7 @@
 //! Every mistake has its status, its code and its parameter.
 
+use scheduler::Doing;
+
 use super::*;
 
 const INVALID: &str = "invalid_request_error";
@@ -160,7 +162,7 @@ async fn a_body_past_its_bound_is_refused_by_its_length_and_by_its_bytes() {
 
 #[tokio::test]
 async fn what_the_scheduler_refuses_has_its_status() {
-    let deadline = |doing: &str| RequestError::Deadline { waited_s: 300, doing: doing.to_owned() };
+    let deadline = |doing| RequestError::Deadline { waited_s: 300, doing };
     let cases = [
         (
             RequestError::NoModel { model: "m".into() },
@@ -184,14 +186,14 @@ async fn what_the_scheduler_refuses_has_its_status() {
             "9 positions and at most 8",
         ),
         (
-            deadline("waiting for layers 3..=7 of m"),
+            deadline(Doing::WaitingFor("layers 3..=7 of m".into())),
             503,
             SERVER,
             "not_ready_in_time",
             "layers 3..=7",
         ),
-        (deadline("waiting for a place"), 503, SERVER, "not_ready_in_time", "a place"),
-        (deadline("generating"), 504, SERVER, "deadline_exceeded", "after 300 s generating"),
+        (deadline(Doing::WaitingForPlace), 503, SERVER, "not_ready_in_time", "a place"),
+        (deadline(Doing::Generating), 504, SERVER, "deadline_exceeded", "after 300 s generating"),
         (RequestError::Numeric { position: 4 }, 500, SERVER, "numeric_overflow", "position 4"),
     ];
     for (error, status, kind, code, says) in cases {
@@ -210,7 +212,7 @@ async fn what_the_scheduler_refuses_has_its_status() {
 
 #[tokio::test]
 async fn a_failure_late_in_a_whole_answer_has_its_status_too() {
-    let late = RequestError::Deadline { waited_s: 300, doing: "generating".into() };
+    let late = RequestError::Deadline { waited_s: 300, doing: Doing::Generating };
     let play = Play { then: Then::Refuse(late), ..says(&pieces(&["Hel"])) };
     let server =
         Server::start(vec![play, Play { choices: vec![vec![Row::Nan]], ..says(&[]) }]).await;
