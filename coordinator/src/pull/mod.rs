@@ -139,11 +139,28 @@ impl Wanted {
     pub fn name(&self) -> String {
         match self {
             Wanted::Known(entry) => entry.name.to_owned(),
-            Wanted::Hub { file, .. } => store::clean_name(&store::stem(Path::new(file))),
+            Wanted::Hub { repo, file } => hub_name(repo, file),
             Wanted::Path(path) => store::clean_name(&store::stem(path)),
             Wanted::Stored(name) => name.clone(),
         }
     }
+}
+
+/// Characters of a file's name in a name made with a hash.
+const HUB_STEM_CHARS_MAX: usize = 64;
+
+/// Files of different repositories often have the same name, so theirs says where it is from;
+/// where that is too long, by a hash.
+fn hub_name(repo: &str, file: &str) -> String {
+    let stem = store::stem(Path::new(file));
+    let origin = Path::new(repo).join(file).with_file_name(&stem);
+    let full = origin.to_string_lossy().replace(['/', '\\'], "--");
+    if store::clean_name(&full) == full {
+        return full;
+    }
+    let hash = blake3::hash(full.as_bytes()).to_hex();
+    let short: String = store::clean_name(&stem).chars().take(HUB_STEM_CHARS_MAX).collect();
+    format!("{short}-{}", &hash[..16])
 }
 
 fn parse_hub(text: &str) -> Option<Wanted> {
@@ -305,6 +322,18 @@ mod tests {
             ["", "a/b", "a/b/c.bin", "a//c.gguf", "a/b/../c.gguf", "../b/c.gguf", "a b/c/d.gguf"]
         {
             assert!(parse_hub(bad).is_none(), "{bad}");
+        }
+    }
+
+    #[test]
+    fn files_of_the_same_name_are_told_apart() {
+        assert_eq!(hub_name("a/x", "m.gguf"), "a--x--m");
+        assert_eq!(hub_name("a/x", "q4/m-00001-of-00002.gguf"), "a--x--q4--m");
+        let long = "d".repeat(90);
+        let names = ["a", "b"].map(|dir| hub_name("owner/repo", &format!("{long}{dir}/m.gguf")));
+        assert_ne!(names[0], names[1]);
+        for name in names {
+            assert_eq!(store::clean_name(&name), name);
         }
     }
 
