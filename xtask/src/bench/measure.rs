@@ -10,7 +10,7 @@ use serde_json::{Value, json};
 /// Sessions at once.
 pub const SESSIONS: [usize; 3] = [1, 4, 8];
 /// Tokens that each session decodes.
-pub const DECODED: usize = 64;
+pub const DECODED: usize = 128;
 /// Tokens of a session's prompt while decoding is measured.
 pub const SHORT_PROMPT: usize = 16;
 /// Tokens of the prompt whose prefill is measured.
