@@ -124,16 +124,19 @@ impl Fixture {
     }
 }
 
+/// What `hf:owner/repo/some/m.gguf` is called.
+const NAME: &str = "owner--repo--some--m";
+
 #[tokio::test]
 async fn a_file_is_fetched_verified_and_kept() {
     for redirects in [false, true] {
         let fixture = Fixture::new(|fake| fake.redirects = redirects).await;
         let path = fixture.fetch().await.unwrap();
-        assert_eq!(path, fixture.home.model("m").join("m.gguf"));
+        assert_eq!(path, fixture.home.model(NAME).join("m.gguf"));
         assert_eq!(fs::read(&path).unwrap(), fixture.fake.content);
         fixture.fetch().await.unwrap();
         assert_eq!(fixture.ranges(), [None], "the second time it is here already");
-        let stored = Wanted::parse("m", &fixture.home).unwrap();
+        let stored = Wanted::parse(NAME, &fixture.home).unwrap();
         assert!(matches!(stored, Wanted::Stored(_)));
     }
 }
@@ -156,7 +159,8 @@ async fn a_broken_download_goes_on_where_it_stopped() {
 #[tokio::test]
 async fn a_rest_of_another_file_is_thrown_away() {
     let fixture = Fixture::new(|_| {}).await;
-    fs::write(fixture.home.partial().join("m--m.gguf.download"), vec![7; 1000]).unwrap();
+    fs::write(fixture.home.partial().join(format!("{NAME}--m.gguf.download")), vec![7; 1000])
+        .unwrap();
     let path = fixture.fetch().await.unwrap();
     assert_eq!(fs::read(path).unwrap(), fixture.fake.content);
     assert_eq!(fixture.ranges(), [Some("bytes=1000-".to_owned()), None]);
@@ -169,8 +173,8 @@ async fn a_wrong_hash_leaves_nothing() {
     let PullError::WrongHash { expected, got, .. } = &error else { panic!("{error}") };
     assert_eq!(*expected, "a".repeat(64));
     assert_eq!(*got, hex(Sha256::digest(&fixture.fake.content)));
-    assert!(fs::read_dir(fixture.home.model("m")).unwrap().next().is_none());
-    assert!(!fixture.home.partial().join("m--m.gguf.download").exists());
+    assert!(fs::read_dir(fixture.home.model(NAME)).unwrap().next().is_none());
+    assert!(!fixture.home.partial().join(format!("{NAME}--m.gguf.download")).exists());
 }
 
 #[tokio::test]
