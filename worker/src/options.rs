@@ -32,7 +32,7 @@ pub struct Flags {
     /// A PEM file of certificates to trust with wss://, beside the system's
     #[arg(long, value_name = "FILE", env = "WEFT_WORKER_CA_CERT")]
     pub ca_cert: Option<PathBuf>,
-    /// What computes: auto takes the fastest there is, which for now is the CPU
+    /// What computes: auto takes the fastest there is, which is the CPU
     /// [default: auto]
     #[arg(long, value_enum, env = "WEFT_WORKER_BACKEND")]
     pub backend: Option<Backend>,

@@ -180,7 +180,7 @@ impl Scheduler {
     fn replace_all(&mut self, model: usize) -> bool {
         let free: BTreeMap<WorkerId, u64> =
             self.workers.iter().map(|(id, w)| (*id, w.memory_free_without(model))).collect();
-        let all = Span { first: 0, end: self.models[model].spec.parts.len() as u32 };
+        let all = self.models[model].whole();
         let Some((workers, plan)) = self.solve(model, all, |id| free[id]) else { return false };
         self.move_to(model, &workers, &plan);
         true
@@ -193,7 +193,7 @@ impl Scheduler {
         if busy || loading {
             return;
         }
-        let all = Span { first: 0, end: self.models[model].spec.parts.len() as u32 };
+        let all = self.models[model].whole();
         let Some(route) = self.find_route(model, all, 1, &[]) else { return };
         let now_s: f64 = route
             .iter()

@@ -32,7 +32,7 @@ mod view;
 use std::collections::{BTreeMap, VecDeque};
 use std::time::Duration;
 
-use protocol::{SessionId, WorkerId};
+use protocol::{SessionId, Span, WorkerId};
 
 pub use event::*;
 use fleet::Worker;
@@ -137,6 +137,13 @@ struct Model {
     shortfall: Option<String>,
     /// KV positions that a shard placed now must hold: the longest session that waits.
     kv_positions_needed: u32,
+}
+
+impl Model {
+    /// All its parts.
+    fn whole(&self) -> Span {
+        Span { first: 0, end: self.spec.parts.len() as u32 }
+    }
 }
 
 impl Scheduler {

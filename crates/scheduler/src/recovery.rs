@@ -6,7 +6,7 @@ use crate::Scheduler;
 use crate::event::{Note, RequestError};
 use crate::fleet::{describe, has_layers, pages_for};
 use crate::routing::{self, Way};
-use crate::session::{Phase, Session, Stage};
+use crate::session::{Session, Stage};
 
 /// How much dearer a shard counts whose KV cache would have to be cleared first.
 const FULL_PENALTY: f64 = 4.0;
@@ -75,12 +75,8 @@ impl Scheduler {
     /// Fills holes and brings back preempted sessions where that is possible now, the oldest
     /// first.
     pub(crate) fn mend(&mut self) {
-        let broken = |s: &&Session| {
-            s.is_live()
-                && s.phase != Phase::Following
-                && (s.stages.is_empty() || s.stages.iter().any(|t| t.holder.is_none()))
-        };
-        let broken: Vec<SessionId> = self.sessions.values().filter(broken).map(|s| s.id).collect();
+        let broken = self.sessions.values().filter(|s| s.is_broken());
+        let broken: Vec<SessionId> = broken.map(|s| s.id).collect();
         for id in broken {
             self.mend_session(id);
         }
@@ -93,7 +89,7 @@ impl Scheduler {
             true => None,
             false => self.fill_holes(session, positions),
         };
-        let whole = Span { first: 0, end: self.models[session.model].spec.parts.len() as u32 };
+        let whole = self.models[session.model].whole();
         // Where the holes alone cannot be filled, another way altogether may do.
         let keeps = filled.is_some();
         let Some(stages) = filled.or_else(|| self.find_route(session.model, whole, positions, &[]))
@@ -216,10 +212,10 @@ impl Scheduler {
             };
             let youngest = self.sessions.values().filter(shares).map(|s| s.id).max();
             let alone = self.sessions.values().filter(shares).count() <= 1;
-            let whole = Span { first: 0, end: self.models[session.model].spec.parts.len() as u32 };
-            let elsewhere = self.find_route(session.model, whole, positions, &[]).is_some();
+            let whole = self.models[session.model].whole();
+            let elsewhere = || self.find_route(session.model, whole, positions, &[]).is_some();
             match youngest {
-                _ if alone && elsewhere => {
+                _ if alone && elsewhere() => {
                     // Another shard is large enough: it goes on there.
                     self.preempt(id);
                     return;

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use protocol::{AssignmentId, SessionId, Span, ToWorker, WorkerId};
+use protocol::{AssignmentId, SessionId, ToWorker, WorkerId};
 
 use crate::Scheduler;
 use crate::event::{Action, Doing, Request, RequestError, RequestId, Time};
@@ -57,15 +57,10 @@ impl Scheduler {
     /// Starts what waits, in order; a model that must wait does not hold up another.
     pub(crate) fn admit(&mut self) {
         // Whoever had its KV taken, or lost a stage, comes before whoever is new.
-        let waits = |s: &&Session| {
-            s.is_live()
-                && s.phase != Phase::Following
-                && (s.stages.is_empty() || s.stages.iter().any(|t| t.holder.is_none()))
-        };
         let mut blocked: BTreeSet<String> = self
             .sessions
             .values()
-            .filter(waits)
+            .filter(|s| s.is_broken())
             .map(|s| self.models[s.model].spec.name.clone())
             .collect();
         let mut i = 0;
@@ -117,7 +112,7 @@ impl Scheduler {
         let cached_tokens = match self.adopt(&mut session) {
             Some(positions) => positions,
             None => {
-                let range = Span { first: 0, end: self.models[model].spec.parts.len() as u32 };
+                let range = self.models[model].whole();
                 // A shard that can hold all of it is better than one that it would outgrow.
                 let context = self.models[model].spec.context;
                 let whole = prompt_len.saturating_add(request.max_new_tokens).min(context);
@@ -158,7 +153,7 @@ impl Scheduler {
     }
 
     fn why_no_route(&self, model: usize, positions: u32) -> Start {
-        let range = Span { first: 0, end: self.models[model].spec.parts.len() as u32 };
+        let range = self.models[model].whole();
         if self.find_route(model, range, 1, &[]).is_none() {
             return Start::Wait;
         }

@@ -80,6 +80,14 @@ impl Session {
         !matches!(self.phase, Phase::Cached { .. })
     }
 
+    /// In flight, and some part of the model runs nowhere for it: a stage was lost, or its KV
+    /// was taken.
+    pub fn is_broken(&self) -> bool {
+        self.is_live()
+            && self.phase != Phase::Following
+            && (self.stages.is_empty() || self.stages.iter().any(|s| s.holder.is_none()))
+    }
+
     /// Bytes in its log.
     pub fn log_bytes(&self) -> u64 {
         self.boundaries.values().map(Boundary::bytes).sum()
