@@ -15,6 +15,7 @@ mod generate;
 mod logprobs;
 mod models;
 mod options;
+mod tab;
 mod usage;
 
 pub use chat::*;
@@ -25,4 +26,5 @@ pub use generate::*;
 pub use logprobs::*;
 pub use models::*;
 pub use options::*;
+pub use tab::*;
 pub use usage::*;
