@@ -9,8 +9,8 @@ use crate::tiny::{Tiny, expected, feed, same_bits, segment, values};
 
 const CLASSES: [Class; 2] = [Class::Canonical1, Class::ExactF32];
 
-#[test]
-fn steps_that_do_not_fit_are_refused() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn steps_that_do_not_fit_are_refused() {
     let tiny = Tiny::new(&TinyModel::llama(31));
     let vocab = tiny.manifest.dims.vocab;
     let mut shard = tiny.whole(Class::Canonical1);
@@ -50,8 +50,8 @@ fn steps_that_do_not_fit_are_refused() {
     assert_eq!((shard.positions(1), middle.positions(1)), (0, 0));
 }
 
-#[test]
-fn a_hidden_state_that_is_not_finite_faults_its_row() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn a_hidden_state_that_is_not_finite_faults_its_row() {
     let tiny = Tiny::new(&TinyModel::llama(32));
     for span in [1..3, tiny.parts() - 1..tiny.parts()] {
         for bad in [f32::NAN, f32::INFINITY, f32::NEG_INFINITY] {
@@ -70,8 +70,8 @@ fn a_hidden_state_that_is_not_finite_faults_its_row() {
     }
 }
 
-#[test]
-fn an_overflow_in_the_head_faults_its_own_session() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn an_overflow_in_the_head_faults_its_own_session() {
     let tiny = Tiny::new(&TinyModel::llama(35));
     let head = tiny.parts() - 1..tiny.parts();
     for class in CLASSES {
@@ -87,8 +87,8 @@ fn an_overflow_in_the_head_faults_its_own_session() {
     }
 }
 
-#[test]
-fn a_full_cache_is_noticed_before_any_work() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn a_full_cache_is_noticed_before_any_work() {
     let tiny = Tiny::new(&TinyModel::llama(33));
     let model = tiny.reference();
     let class = Class::Canonical1;
@@ -138,8 +138,8 @@ fn explosive() -> Tiny {
     tiny
 }
 
-#[test]
-fn an_overflow_ends_its_session_and_no_other() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn an_overflow_ends_its_session_and_no_other() {
     let tiny = explosive();
     for class in CLASSES {
         for isa in Isa::available() {
@@ -176,8 +176,8 @@ fn an_overflow_ends_its_session_and_no_other() {
     }
 }
 
-#[test]
-fn keys_beyond_f16_are_a_fault_in_canonical_1_only() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn keys_beyond_f16_are_a_fault_in_canonical_1_only() {
     // A gain of 1e6 before attention: keys of that size fit f32, not f16.
     let tiny = Tiny::new(&TinyModel::llama(35));
     let part = &tiny.manifest.parts[1].blobs[0];

@@ -117,8 +117,8 @@ fn check(case: &Case) {
     }
 }
 
-#[test]
-fn every_layout_at_every_column_count() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn every_layout_at_every_column_count() {
     let mut seed = 1;
     for layout in LAYOUTS {
         let unit = layout.cell_cols().max(1);
@@ -133,8 +133,8 @@ fn every_layout_at_every_column_count() {
     }
 }
 
-#[test]
-fn long_rows_and_wide_batches() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn long_rows_and_wide_batches() {
     for (i, layout) in LAYOUTS.into_iter().enumerate() {
         let seed = 1000 + i as u64;
         check(&Case { layout, rows: 21, cols: 2048, columns: 3, fill: None, bias: true, seed });
@@ -144,8 +144,8 @@ fn long_rows_and_wide_batches() {
     }
 }
 
-#[test]
-fn the_largest_integer_sums_do_not_saturate() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn the_largest_integer_sums_do_not_saturate() {
     for (i, layout) in LAYOUTS.into_iter().enumerate() {
         if !layout.is_tiled() {
             continue;
@@ -160,8 +160,8 @@ fn the_largest_integer_sums_do_not_saturate() {
     }
 }
 
-#[test]
-fn lookups_are_dequantised_rows() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn lookups_are_dequantised_rows() {
     for (i, layout) in LAYOUTS.into_iter().enumerate() {
         let mut random = Random::new(3000 + i as u64);
         let (rows, cols) = (35, 512);

@@ -7,8 +7,8 @@ use crate::tiny::{PAGES, Tiny, expected, feed, models, same_bits, segment, value
 
 const CLASSES: [Class; 2] = [Class::Canonical1, Class::ExactF32];
 
-#[test]
-fn batches_and_chunks_do_not_show() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn batches_and_chunks_do_not_show() {
     for (name, tiny) in models() {
         let model = tiny.reference();
         for class in CLASSES {
@@ -54,8 +54,8 @@ fn batches_and_chunks_do_not_show() {
     }
 }
 
-#[test]
-fn a_step_longer_than_a_pass_is_the_same() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn a_step_longer_than_a_pass_is_the_same() {
     let tiny = Tiny::new(&TinyModel::llama(21));
     let model = tiny.reference();
     let class = Class::Canonical1;
@@ -69,8 +69,8 @@ fn a_step_longer_than_a_pass_is_the_same() {
     same_bits(&got, &want, "610 rows");
 }
 
-#[test]
-fn forks_and_rewinds_continue_as_if_new() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn forks_and_rewinds_continue_as_if_new() {
     let tiny = Tiny::new(&TinyModel::qwen2(22));
     let model = tiny.reference();
     for class in CLASSES {

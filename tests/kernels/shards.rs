@@ -8,8 +8,8 @@ use crate::tiny::{PAGES, Tiny, expected, feed, models, same_bits, segment, value
 
 const CLASSES: [Class; 2] = [Class::Canonical1, Class::ExactF32];
 
-#[test]
-fn whole_models_equal_the_reference() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn whole_models_equal_the_reference() {
     for (name, tiny) in models() {
         let model = tiny.reference();
         let tokens = tiny.tokens(1, 140);
@@ -29,8 +29,8 @@ fn whole_models_equal_the_reference() {
     }
 }
 
-#[test]
-fn every_split_gives_the_reference_s_boundaries() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn every_split_gives_the_reference_s_boundaries() {
     for (name, tiny) in models() {
         let model = tiny.reference();
         let tokens = tiny.tokens(2, 70);
@@ -60,8 +60,8 @@ fn every_split_gives_the_reference_s_boundaries() {
     }
 }
 
-#[test]
-fn ends_alone_keep_no_cache_and_take_any_position() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn ends_alone_keep_no_cache_and_take_any_position() {
     let tiny = Tiny::new(&TinyModel::qwen2(4));
     let tokens = tiny.tokens(3, 5);
     let mut embedding = tiny.shard(0..1, Class::Canonical1, Isa::best(), 1);
@@ -76,8 +76,8 @@ fn ends_alone_keep_no_cache_and_take_any_position() {
     head.release(1);
 }
 
-#[test]
-fn the_plan_of_a_model_is_as_written() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn the_plan_of_a_model_is_as_written() {
     let tiny = Tiny::new(&TinyModel::qwen2(5));
     let shard = tiny.shard(2..5, Class::Canonical1, Isa::best(), 1);
     let layer = |i: u32| {
@@ -118,8 +118,8 @@ check Logits
     assert!(!plan.contains("quantise"), "exact-f32 quantises nothing:\n{plan}");
 }
 
-#[test]
-fn what_cannot_be_loaded_is_named() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn what_cannot_be_loaded_is_named() {
     let tiny = Tiny::new(&TinyModel::llama(6));
     let load = |tiny: &Tiny, span| tiny.load(span, Class::Canonical1, Limits::new(4, 1)).err();
     let parts = tiny.parts();
@@ -147,8 +147,8 @@ fn what_cannot_be_loaded_is_named() {
     assert!(matches!(offset, Some(LoadError::Manifest(_))), "{offset:?}");
 }
 
-#[test]
-fn page_bytes_count_the_span_s_layers() {
+#[cfg_attr(not(target_arch = "wasm32"), test)]
+pub fn page_bytes_count_the_span_s_layers() {
     let tiny = Tiny::new(&TinyModel::llama(7)); // 3 layers, 2 kv heads of 16
     let bytes = |span, class| kv_page_bytes(&tiny.manifest, span, class);
     assert_eq!(bytes(0..5, Class::Canonical1), 3 * 64 * 2 * 2 * 16 * 2);
