@@ -42,40 +42,42 @@ struct Session {
     positions: u32,
 }
 
-/// Pages and sessions of one shard.
-pub(crate) struct Kv<E> {
-    shape: PageShape,
+/// Which pages each session holds, wherever the pages are: refcounts, forks, copies due.
+pub(crate) struct PageTable {
     pages_max: u32,
-    pages: Vec<Box<[E]>>,
     refs: Vec<u32>,
     free: Vec<u32>,
     sessions: BTreeMap<u64, Session>,
+}
+
+/// A shared page that must be copied, all of it, before the step writes to the copy.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct PageCopy {
+    pub(crate) from: u32,
+    pub(crate) to: u32,
 }
 
 fn pages_for(positions: u32) -> usize {
     (positions as usize).div_ceil(PAGE_POSITIONS)
 }
 
-impl<E: Element> Kv<E> {
-    pub(crate) fn new(shape: PageShape, pages_max: u32) -> Kv<E> {
-        let (pages, refs, free) = (Vec::new(), Vec::new(), Vec::new());
-        Kv { shape, pages_max, pages, refs, free, sessions: BTreeMap::new() }
+impl PageTable {
+    pub(crate) fn new(pages_max: u32) -> PageTable {
+        let (refs, free) = (Vec::new(), Vec::new());
+        PageTable { pages_max, refs, free, sessions: BTreeMap::new() }
     }
 
-    pub(crate) fn shape(&self) -> PageShape {
-        self.shape
+    /// Pages that were ever taken: their numbers are below it.
+    pub(crate) fn pages_made(&self) -> usize {
+        self.refs.len()
     }
 
     pub(crate) fn pages_free(&self) -> u32 {
-        self.pages_max - (self.pages.len() - self.free.len()) as u32
+        self.pages_max - (self.refs.len() - self.free.len()) as u32
     }
 
     pub(crate) fn positions(&self, session: u64) -> u32 {
         self.sessions.get(&session).map_or(0, |s| s.positions)
-    }
-
-    pub(crate) fn release(&mut self, session: u64) {
-        self.truncate(session, 0);
     }
 
     /// Keeps the first `positions`; a session without any is forgotten.
@@ -109,7 +111,7 @@ impl<E: Element> Kv<E> {
             self.truncate(to, positions);
             return Ok(());
         }
-        self.release(to);
+        self.truncate(to, 0);
         if positions > 0 {
             let pages = self.sessions[&from].pages[..pages_for(positions)].to_vec();
             for &page in &pages {
@@ -121,8 +123,9 @@ impl<E: Element> Kv<E> {
     }
 
     /// Makes room for every segment's rows: drops what lies beyond its position, then
-    /// checks that all fit, and only then takes pages and copies shared ones.
-    pub(crate) fn reserve(&mut self, segments: &[Segment]) -> Result<(), StepError> {
+    /// checks that all fit, and only then takes pages. The copies that it returns are due
+    /// before anything is written.
+    pub(crate) fn reserve(&mut self, segments: &[Segment]) -> Result<Vec<PageCopy>, StepError> {
         for s in segments {
             let held = self.positions(s.session);
             if s.position > held {
@@ -133,28 +136,24 @@ impl<E: Element> Kv<E> {
             self.truncate(s.session, s.position);
         }
         self.check_room(segments)?;
+        let mut copies = Vec::new();
         for s in segments {
             let mut pages = self.sessions.remove(&s.session).unwrap_or_default().pages;
             if let Some(last) = pages.last_mut()
                 && !(s.position as usize).is_multiple_of(PAGE_POSITIONS)
                 && self.refs[*last as usize] > 1
             {
-                let copy = self.take_page();
-                let source = *last as usize;
-                let [to, from] = self
-                    .pages
-                    .get_disjoint_mut([copy as usize, source])
-                    .expect("a page just taken is not the shared one");
-                to.copy_from_slice(from);
-                self.refs[source] -= 1;
-                *last = copy;
+                let copy = PageCopy { from: *last, to: self.take_page() };
+                self.refs[copy.from as usize] -= 1;
+                *last = copy.to;
+                copies.push(copy);
             }
             while pages.len() < pages_for(s.position + s.rows) {
                 pages.push(self.take_page());
             }
             self.sessions.insert(s.session, Session { pages, positions: s.position });
         }
-        Ok(())
+        Ok(copies)
     }
 
     fn check_room(&self, segments: &[Segment]) -> Result<(), StepError> {
@@ -184,10 +183,9 @@ impl<E: Element> Kv<E> {
 
     fn take_page(&mut self) -> u32 {
         let page = self.free.pop().unwrap_or_else(|| {
-            assert!(self.pages.len() < self.pages_max as usize, "room was checked before");
-            self.pages.push(vec![E::default(); self.shape.len()].into_boxed_slice());
+            assert!(self.refs.len() < self.pages_max as usize, "room was checked before");
             self.refs.push(0);
-            (self.pages.len() - 1) as u32
+            (self.refs.len() - 1) as u32
         });
         self.refs[page as usize] = 1;
         page
@@ -200,16 +198,80 @@ impl<E: Element> Kv<E> {
         held.positions = positions;
     }
 
+    /// The pages of a reserved session, in the order of its positions.
+    pub(crate) fn pages(&self, session: u64) -> &[u32] {
+        &self.sessions[&session].pages
+    }
+
+    /// A page of a reserved session that its rows will be written to.
+    fn own_page(&self, session: u64, index: usize) -> usize {
+        let page = self.sessions[&session].pages[index] as usize;
+        assert_eq!(self.refs[page], 1, "a shared page is copied before it is written");
+        page
+    }
+}
+
+/// Pages and sessions of one CPU shard.
+pub(crate) struct Kv<E> {
+    shape: PageShape,
+    table: PageTable,
+    pages: Vec<Box<[E]>>,
+}
+
+impl<E: Element> Kv<E> {
+    pub(crate) fn new(shape: PageShape, pages_max: u32) -> Kv<E> {
+        Kv { shape, table: PageTable::new(pages_max), pages: Vec::new() }
+    }
+
+    pub(crate) fn shape(&self) -> PageShape {
+        self.shape
+    }
+
+    pub(crate) fn pages_free(&self) -> u32 {
+        self.table.pages_free()
+    }
+
+    pub(crate) fn positions(&self, session: u64) -> u32 {
+        self.table.positions(session)
+    }
+
+    /// See [`PageTable::truncate`].
+    pub(crate) fn truncate(&mut self, session: u64, positions: u32) {
+        self.table.truncate(session, positions);
+    }
+
+    pub(crate) fn fork(&mut self, from: u64, to: u64, positions: u32) -> Result<(), StepError> {
+        self.table.fork(from, to, positions)
+    }
+
+    /// [`PageTable::reserve`], and the copies that it asks for.
+    pub(crate) fn reserve(&mut self, segments: &[Segment]) -> Result<(), StepError> {
+        let copies = self.table.reserve(segments)?;
+        let page = || vec![E::default(); self.shape.len()].into_boxed_slice();
+        self.pages.resize_with(self.table.pages_made(), page);
+        for PageCopy { from, to } in copies {
+            let [to, from] = self
+                .pages
+                .get_disjoint_mut([to as usize, from as usize])
+                .expect("a page just taken is not the shared one");
+            to.copy_from_slice(from);
+        }
+        Ok(())
+    }
+
+    /// See [`PageTable::commit`].
+    pub(crate) fn commit(&mut self, session: u64, positions: u32) {
+        self.table.commit(session, positions);
+    }
+
     /// A reserved session's page that holds `position`.
     pub(crate) fn page(&self, session: u64, index: usize) -> &[E] {
-        &self.pages[self.sessions[&session].pages[index] as usize]
+        &self.pages[self.table.pages(session)[index] as usize]
     }
 
     /// The same, to append to. It must be the session's own: see [`Kv::reserve`].
     pub(crate) fn page_mut(&mut self, session: u64, index: usize) -> &mut [E] {
-        let page = self.sessions[&session].pages[index] as usize;
-        assert_eq!(self.refs[page], 1, "a shared page is copied before it is written");
-        &mut self.pages[page]
+        &mut self.pages[self.table.own_page(session, index)]
     }
 }
 
@@ -252,12 +314,12 @@ mod tests {
         assert_eq!(contents(&kv, 1), before);
         assert_eq!(contents(&kv, 2)[..70], before[..70]);
         assert_eq!(contents(&kv, 2)[70], 2070.0);
-        kv.release(1);
+        kv.truncate(1, 0);
         assert_eq!(kv.pages_free(), 2);
         assert_eq!(contents(&kv, 2)[..70], before[..70]);
-        kv.release(2);
+        kv.truncate(2, 0);
         assert_eq!(kv.pages_free(), 4);
-        kv.release(2);
+        kv.truncate(2, 0);
     }
 
     #[test]

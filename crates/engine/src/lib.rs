@@ -2,7 +2,7 @@
 //!
 //! Knows nothing about sockets, sessions' owners or text. See [`Shard`] for the contract.
 //!
-//! `shard` checks what comes in, `kv` keeps the sessions' keys and values, `plan` turns a
+//! `steps` checks what comes in, `kv` keeps the sessions' keys and values, `plan` turns a
 //! span of parts into commands, `run` executes them, `cpu` holds the kernels;
 //! `benchmark` measures them at a model's shapes.
 
@@ -13,6 +13,7 @@ mod plan;
 mod pool;
 mod run;
 mod shard;
+mod steps;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod types;
@@ -21,5 +22,6 @@ mod weights;
 pub use benchmark::{LayerTimes, benchmark};
 pub use cpu::Isa;
 pub use numerics::PAGE_POSITIONS;
-pub use shard::{STEP_LOGITS_ROWS_MAX, STEP_ROWS_MAX, Shard, kv_page_bytes};
+pub use shard::{Shard, kv_page_bytes};
+pub use steps::{STEP_LOGITS_ROWS_MAX, STEP_ROWS_MAX};
 pub use types::*;

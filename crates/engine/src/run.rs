@@ -16,6 +16,7 @@ use crate::cpu::{Element, Isa, append, elementwise};
 use crate::kv::Kv;
 use crate::plan::{Buffer, Command, Factor};
 use crate::pool::Pool;
+use crate::steps::Run;
 use crate::types::Class;
 use crate::weights::{Matrix, Weights};
 
@@ -28,19 +29,6 @@ const ATTENTION_ROWS: usize = 16;
 const TASKS_PER_THREAD: usize = 4;
 /// Rows from which an op on rows is worth more than one thread.
 const PARALLEL_ROWS_MIN: usize = 8;
-
-/// Consecutive rows of one session in a pass.
-#[derive(Clone, Copy, Debug)]
-pub(crate) struct Run {
-    pub(crate) session: u64,
-    /// Position of the first row.
-    pub(crate) position: u32,
-    /// First row in the pass.
-    pub(crate) start: usize,
-    pub(crate) rows: usize,
-    /// How many of the last rows want logits.
-    pub(crate) logits_rows: usize,
-}
 
 /// What enters a pass.
 #[derive(Clone, Copy)]

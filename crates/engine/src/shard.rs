@@ -1,27 +1,19 @@
 //! A loaded shard: the engine's whole contract.
 
-use std::collections::BTreeSet;
 use std::ops::Range;
 
 use model::Manifest;
 use model::manifest::RopePairs;
-use numerics::POSITIONS_MAX;
-use numerics::finite::{NOT_FINITE, magnitude_bits};
 use numerics::rope::Pairs;
 
 use crate::cpu::Element;
 use crate::kv::{Kv, PageShape};
 use crate::plan;
 use crate::pool::Pool;
-use crate::run::{Machine, PASS_ROWS_MAX, PassInput, RowFault, Run, Scratch};
+use crate::run::{Machine, PASS_ROWS_MAX, PassInput, RowFault, Scratch};
+use crate::steps::{StepShape, fault_at, passes};
 use crate::types::*;
 use crate::weights::{Weights, check_manifest};
-
-/// Rows of one step, over all its segments; a longer step is a [`StepError::Shape`].
-pub const STEP_ROWS_MAX: usize = 4096;
-
-/// Rows of one step that may want logits: V floats each; more is a [`StepError::Shape`].
-pub const STEP_LOGITS_ROWS_MAX: usize = 512;
 
 /// A contiguous range of a model's parts, ready to compute, with the KV cache of its
 /// sessions.
@@ -67,6 +59,7 @@ impl Shard {
             head_dim: dims.head_dim as usize,
         };
         let cache = match class {
+            Class::WgslF32 => return Err(LoadError::Class { class: class.name() }),
             _ if shape.layers == 0 => Cache::None,
             Class::Canonical1 => Cache::F16(Kv::new(shape, limits.kv_pages_max)),
             Class::ExactF32 => Cache::F32(Kv::new(shape, limits.kv_pages_max)),
@@ -108,7 +101,7 @@ impl Shard {
     pub fn step(&mut self, segments: &[Segment], input: Input<'_>) -> Result<Output, StepError> {
         let rounding = numerics::check_float_environment();
         assert!(rounding.is_ok(), "a step needs the default floating-point mode: {rounding:?}");
-        self.check(segments, input)?;
+        self.step_shape().check(segments, input)?;
         let Shard { machine, scratch, cache, .. } = self;
         let values = match cache {
             Cache::None => run_step::<f32>(machine, scratch, None, segments, input)?,
@@ -117,6 +110,17 @@ impl Shard {
         };
         let has_head = machine.weights.head.is_some();
         Ok(if has_head { Output::Logits(values) } else { Output::Hidden(values) })
+    }
+
+    fn step_shape(&self) -> StepShape {
+        let Machine { weights, dims, .. } = &self.machine;
+        StepShape {
+            has_embedding: weights.embedding.is_some(),
+            has_layers: !matches!(self.cache, Cache::None),
+            has_head: weights.head.is_some(),
+            width: dims.d_model as usize,
+            vocab: dims.vocab,
+        }
     }
 
     /// Makes `to` hold the first `positions` of `from`, sharing its pages; what `to` held
@@ -162,96 +166,6 @@ impl Shard {
             Cache::F32(kv) => kv.pages_free(),
         }
     }
-
-    /// Checks everything about a step that does not need the cache.
-    fn check(&self, segments: &[Segment], input: Input<'_>) -> Result<(), StepError> {
-        let shape = |what: String| Err(StepError::Shape(what));
-        let machine = &self.machine;
-        let mut seen = BTreeSet::new();
-        let (mut rows, mut logits_rows) = (0usize, 0usize);
-        for s in segments {
-            if s.rows == 0 || !seen.insert(s.session) {
-                return shape(format!("session {} has no rows or occurs twice", s.session));
-            }
-            if machine.weights.head.is_some() && s.logits_rows > s.rows {
-                let (wanted, rows) = (s.logits_rows, s.rows);
-                return shape(format!(
-                    "session {} wants logits of {wanted} rows of {rows}",
-                    s.session
-                ));
-            }
-            let end = u64::from(s.position) + u64::from(s.rows);
-            if !matches!(self.cache, Cache::None) && end > u64::from(POSITIONS_MAX) {
-                return shape(format!("session {} would reach position {end}", s.session));
-            }
-            rows = rows.saturating_add(s.rows as usize);
-            logits_rows = logits_rows.saturating_add(s.logits_rows as usize);
-        }
-        if rows == 0 || rows > STEP_ROWS_MAX {
-            return shape(format!("{rows} rows, a step has 1 to {STEP_ROWS_MAX}"));
-        }
-        if machine.weights.head.is_some() && logits_rows > STEP_LOGITS_ROWS_MAX {
-            let max = STEP_LOGITS_ROWS_MAX;
-            return shape(format!("{logits_rows} rows want logits, at most {max} may"));
-        }
-        match (input, machine.weights.embedding.is_some()) {
-            (Input::Tokens(tokens), true) => self.check_tokens(segments, tokens, rows),
-            (Input::Hidden(hidden), false) => self.check_hidden(segments, hidden, rows),
-            (Input::Tokens(_), false) => shape("token ids, but no embedding here".into()),
-            (Input::Hidden(_), true) => shape("a hidden state, but the embedding is here".into()),
-        }
-    }
-
-    fn check_tokens(
-        &self,
-        segments: &[Segment],
-        tokens: &[u32],
-        rows: usize,
-    ) -> Result<(), StepError> {
-        if tokens.len() != rows {
-            return Err(StepError::Shape(format!("{} token ids for {rows} rows", tokens.len())));
-        }
-        let vocab = self.machine.dims.vocab;
-        match tokens.iter().position(|&t| t >= vocab) {
-            None => Ok(()),
-            Some(row) => {
-                let (session, token) = (locate(segments, row).0, tokens[row]);
-                Err(StepError::Token { session, token, vocab })
-            }
-        }
-    }
-
-    fn check_hidden(
-        &self,
-        segments: &[Segment],
-        hidden: &[f32],
-        rows: usize,
-    ) -> Result<(), StepError> {
-        let width = self.machine.dims.d_model as usize;
-        if hidden.len() != rows * width {
-            let got = hidden.len();
-            return Err(StepError::Shape(format!("{got} values for {rows} rows of {width}")));
-        }
-        match hidden.iter().position(|&x| magnitude_bits(x) >= NOT_FINITE) {
-            None => Ok(()),
-            Some(at) => {
-                let (session, position) = locate(segments, at / width);
-                Err(StepError::NumericFault { session, position })
-            }
-        }
-    }
-}
-
-/// The session and position of a step's row.
-fn locate(segments: &[Segment], row: usize) -> (u64, u32) {
-    let mut first = 0;
-    for s in segments {
-        if row < first + s.rows as usize {
-            return (s.session, s.position.saturating_add((row - first) as u32));
-        }
-        first += s.rows as usize;
-    }
-    unreachable!("row {row} is one of the step's {first}")
 }
 
 /// Reserves pages, runs the passes, and commits, or takes everything back.
@@ -274,10 +188,7 @@ fn run_step<E: Element>(
             }
         }
     }
-    result.map_err(|RowFault(row)| {
-        let (session, position) = locate(segments, row);
-        StepError::NumericFault { session, position }
-    })
+    result.map_err(|RowFault(row)| fault_at(segments, row))
 }
 
 /// Cuts the step into passes; a fault names the step's row.
@@ -291,7 +202,7 @@ fn run_passes<E: Element>(
     let width = machine.dims.d_model as usize;
     let mut output = Vec::new();
     let mut done = 0; // rows of earlier passes
-    for runs in passes(segments) {
+    for runs in passes(segments, PASS_ROWS_MAX) {
         let rows: usize = runs.iter().map(|r| r.rows).sum();
         let part = match input {
             Input::Tokens(tokens) => PassInput::Tokens(&tokens[done..done + rows]),
@@ -305,59 +216,14 @@ fn run_passes<E: Element>(
     Ok(output)
 }
 
-/// The segments' rows in passes of at most [`PASS_ROWS_MAX`].
-fn passes(segments: &[Segment]) -> Vec<Vec<Run>> {
-    let mut passes = vec![Vec::new()];
-    let mut filled = 0;
-    for s in segments {
-        let (mut done, total) = (0, s.rows as usize);
-        let silent = total.saturating_sub(s.logits_rows as usize); // rows without logits
-        while done < total {
-            if filled == PASS_ROWS_MAX {
-                passes.push(Vec::new());
-                filled = 0;
-            }
-            let rows = (total - done).min(PASS_ROWS_MAX - filled);
-            let logits_rows = (done + rows).saturating_sub(silent.max(done));
-            let position = s.position.wrapping_add(done as u32);
-            let run = Run { session: s.session, position, start: filled, rows, logits_rows };
-            passes.last_mut().expect("there is a first pass").push(run);
-            done += rows;
-            filled += rows;
-        }
-    }
-    passes
-}
-
 /// Bytes of one KV page of [`crate::PAGE_POSITIONS`] positions for all layers of `span`.
 pub fn kv_page_bytes(manifest: &Manifest, span: Range<u32>, class: Class) -> u64 {
     let d = &manifest.dims;
     let layers = span.end.min(d.layers + 1).saturating_sub(span.start.max(1));
     let width = match class {
-        Class::Canonical1 => 2,
+        Class::Canonical1 | Class::WgslF32 => 2,
         Class::ExactF32 => 4,
     };
     let position = 2 * u64::from(d.kv_heads) * u64::from(d.head_dim) * width;
     u64::from(layers) * crate::PAGE_POSITIONS as u64 * position
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn passes_keep_rows_positions_and_logits_in_order() {
-        let segment =
-            |session, position, rows, logits_rows| Segment { session, position, rows, logits_rows };
-        let cut = passes(&[segment(1, 10, 100, 1), segment(2, 0, 300, 250), segment(3, 5, 1, 1)]);
-        let seen: Vec<Vec<_>> = cut
-            .iter()
-            .map(|p| {
-                p.iter().map(|r| (r.session, r.position, r.start, r.rows, r.logits_rows)).collect()
-            })
-            .collect();
-        let first = vec![(1, 10, 0, 100, 1), (2, 0, 100, 156, 106)];
-        let second = vec![(2, 156, 0, 144, 144), (3, 5, 144, 1, 1)];
-        assert_eq!(seen, [first, second]);
-    }
 }

@@ -11,6 +11,9 @@ pub enum Class {
     Canonical1,
     /// f32 activations and KV cache.
     ExactF32,
+    /// f32 activations, f16 KV cache, on a GPU: bits depend on the device, not on what else
+    /// is in a step.
+    WgslF32,
 }
 
 impl Class {
@@ -19,12 +22,13 @@ impl Class {
         match self {
             Class::Canonical1 => "canonical-1",
             Class::ExactF32 => "exact-f32",
+            Class::WgslF32 => "wgsl-f32",
         }
     }
 
     /// The class of that name.
     pub fn from_name(name: &str) -> Option<Class> {
-        [Class::Canonical1, Class::ExactF32].into_iter().find(|c| c.name() == name)
+        [Class::Canonical1, Class::ExactF32, Class::WgslF32].into_iter().find(|c| c.name() == name)
     }
 }
 
@@ -133,6 +137,9 @@ pub enum StepError {
         /// V.
         vocab: u32,
     },
+    /// The device failed or was lost; this shard takes no more steps.
+    #[error("the GPU failed: {0}")]
+    Device(String),
 }
 
 /// Why a shard cannot be loaded.
@@ -185,6 +192,33 @@ pub enum LoadError {
         /// Bytes given.
         got: u64,
     },
+    /// This backend does not compute in that class.
+    #[error("a CPU shard does not compute in class {class}: load it on a GPU")]
+    Class {
+        /// The class's name.
+        class: &'static str,
+    },
+    /// The device has no room for a buffer, or not for one so large.
+    #[error("the GPU has no room for {what} ({bytes} bytes): {reason}")]
+    OutOfMemory {
+        /// What was to be kept there.
+        what: String,
+        /// Its size, or that of the largest piece.
+        bytes: u64,
+        /// What the device said.
+        reason: String,
+    },
+    /// A blob's pieces did not arrive in order, or not all of them.
+    #[error("blob {hash}: {reason}")]
+    BlobPieces {
+        /// Its hash.
+        hash: String,
+        /// Which bytes were expected and which came.
+        reason: String,
+    },
+    /// The device failed or was lost.
+    #[error("the GPU failed: {0}")]
+    Device(String),
     /// A compute thread would round otherwise than NUMERICS.md wants.
     #[error(
         "this thread's floating-point mode is changed ({0}): canonical results need round-to-nearest with subnormals kept"
