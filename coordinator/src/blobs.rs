@@ -5,6 +5,7 @@
 
 use std::collections::HashSet;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use axum::Router;
@@ -13,6 +14,7 @@ use axum::extract::{Path as UrlPath, State};
 use axum::http::{HeaderMap, HeaderValue, Method, StatusCode, header};
 use axum::response::{IntoResponse, Response};
 use axum::routing::get;
+use futures_util::TryStreamExt;
 use tokio::io::{AsyncReadExt, AsyncSeekExt};
 use tokio_util::io::ReaderStream;
 
@@ -63,15 +65,32 @@ impl Drop for Grant {
     }
 }
 
+/// How many bytes of blobs have gone out since the start.
+#[derive(Clone, Default)]
+pub struct Sent(Arc<AtomicU64>);
+
+impl Sent {
+    /// Bytes handed to connections.
+    pub fn bytes(&self) -> u64 {
+        self.0.load(Ordering::Relaxed)
+    }
+
+    fn add(&self, bytes: usize) {
+        self.0.fetch_add(bytes as u64, Ordering::Relaxed);
+    }
+}
+
 #[derive(Clone)]
 struct Blobs {
     folder: Arc<Path>,
     tokens: Tokens,
+    sent: Sent,
 }
 
-/// `GET` and `HEAD /v1/blobs/{hash}` from `folder`, where each file's name is its hash.
-pub fn router(folder: PathBuf, tokens: Tokens) -> Router {
-    let state = Blobs { folder: folder.into(), tokens };
+/// `GET` and `HEAD /v1/blobs/{hash}` from `folder`, where each file's name is its hash;
+/// what goes out is counted in `sent`.
+pub fn router(folder: PathBuf, tokens: Tokens, sent: Sent) -> Router {
+    let state = Blobs { folder: folder.into(), tokens, sent };
     Router::new().route("/v1/blobs/{hash}", get(blob)).with_state(state)
 }
 
@@ -91,7 +110,7 @@ async fn blob(
         return (StatusCode::BAD_REQUEST, "a blob's name is 64 lower-case hex digits\n")
             .into_response();
     }
-    match answer(&blobs.folder.join(&hash), &hash, &method, &headers).await {
+    match answer(&blobs, &hash, &method, &headers).await {
         Ok(response) => response,
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => {
             (StatusCode::NOT_FOUND, "no such blob\n").into_response()
@@ -104,12 +123,12 @@ async fn blob(
 }
 
 async fn answer(
-    path: &Path,
+    blobs: &Blobs,
     hash: &str,
     method: &Method,
     headers: &HeaderMap,
 ) -> std::io::Result<Response> {
-    let mut file = tokio::fs::File::open(path).await?;
+    let mut file = tokio::fs::File::open(blobs.folder.join(hash)).await?;
     let total = file.metadata().await?.len();
     let tag = format!("\"{hash}\"");
     let fixed = [
@@ -136,7 +155,9 @@ async fn answer(
         Body::empty()
     } else {
         file.seek(std::io::SeekFrom::Start(start)).await?;
-        Body::from_stream(ReaderStream::with_capacity(file.take(end - start), BUFFER_BYTES))
+        let bytes = ReaderStream::with_capacity(file.take(end - start), BUFFER_BYTES);
+        let sent = blobs.sent.clone();
+        Body::from_stream(bytes.inspect_ok(move |bytes| sent.add(bytes.len())))
     };
     let mut response = (status, fixed, body).into_response();
     let mut set = |name, value: String| {

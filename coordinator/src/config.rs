@@ -7,9 +7,12 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 
 use crate::pull::catalogue;
+use crate::store::{CANONICAL_1, CLASSES, EXACT_F32, WGSL_F32};
 
 /// `--listen` where nothing else is said: this machine only.
 const LISTEN_DEFAULT: &str = "127.0.0.1:8080";
+/// `--classes` where nothing else is said.
+const CLASSES_DEFAULT: [&str; 2] = [CANONICAL_1, WGSL_F32];
 /// `--grace-s` where nothing else is said.
 const GRACE_DEFAULT_S: u64 = 30;
 /// Bytes of a configuration file at most.
@@ -36,10 +39,17 @@ pub struct Settings {
     #[arg(long, env = "WEFT_EMBEDDED", value_name = "all|ends|off")]
     pub embedded: Option<Embedded>,
     /// Compute in f32 instead of canonical-1 (8-bit activations, f16 KV cache): several times
-    /// slower, closer to the reference [default: false]
+    /// slower, closer to the reference. The same as --classes exact-f32 [default: false]
     #[arg(long, env = "WEFT_EXACT", value_name = "BOOL", num_args = 0..=1,
           default_missing_value = "true")]
     pub exact: Option<bool>,
+    /// How workers may compute, the preferred ways first, with commas between: canonical-1 and
+    /// exact-f32 run on CPUs and give the same bits everywhere; wgsl-f32 runs on GPUs, in f32
+    /// within a small tolerance. `canonical-1` alone makes every answer reproducible bit for
+    /// bit, and leaves GPUs idle [default: canonical-1,wgsl-f32]
+    #[arg(long, env = "WEFT_CLASSES", value_name = "LIST", value_delimiter = ',')]
+    #[serde(deserialize_with = "one_or_many")]
+    pub classes: Vec<String>,
     /// Where models and weights are kept [default: `weft` in the platform's data folder]
     #[arg(long, env = "WEFT_HOME", value_name = "DIR")]
     pub home: Option<PathBuf>,
@@ -184,6 +194,7 @@ impl Settings {
             listen: self.listen.or(base.listen),
             embedded: self.embedded.or(base.embedded),
             exact: self.exact.or(base.exact),
+            classes: list(self.classes, base.classes),
             home: self.home.or(base.home),
             invite_token: list(self.invite_token, base.invite_token),
             no_trust_loopback: self.no_trust_loopback.or(base.no_trust_loopback),
@@ -235,7 +246,7 @@ impl Settings {
             models,
             listen: self.listen.unwrap_or_else(|| LISTEN_DEFAULT.to_owned()),
             embedded: self.embedded.unwrap_or_default(),
-            exact: self.exact.unwrap_or(false),
+            classes: classes(self.exact.unwrap_or(false), self.classes)?,
             home: self.home,
             invite_tokens: self.invite_token,
             trust_loopback: !self.no_trust_loopback.unwrap_or(false),
@@ -246,6 +257,30 @@ impl Settings {
             grace: Duration::from_secs(self.grace_s.unwrap_or(GRACE_DEFAULT_S)),
         })
     }
+}
+
+/// The classes to serve in, checked.
+fn classes(exact: bool, listed: Vec<String>) -> Result<Vec<String>, ConfigError> {
+    let value = |problem| ConfigError::Value { name: "classes", problem };
+    let owned = |names: &[&str]| names.iter().map(|name| (*name).to_owned()).collect();
+    if exact && listed.iter().any(|name| name != EXACT_F32) {
+        return Err(value("exact is the class exact-f32 alone: give one of the two".into()));
+    }
+    if exact {
+        return Ok(owned(&[EXACT_F32]));
+    }
+    if listed.is_empty() {
+        return Ok(owned(&CLASSES_DEFAULT));
+    }
+    for (at, name) in listed.iter().enumerate() {
+        if !CLASSES.contains(&name.as_str()) {
+            return Err(value(format!("`{name}` is none of {}", CLASSES.join(", "))));
+        }
+        if listed[..at].contains(name) {
+            return Err(value(format!("`{name}` stands there twice")));
+        }
+    }
+    Ok(listed)
 }
 
 fn mib_to_bytes(mib: u64) -> u64 {
@@ -261,8 +296,8 @@ pub struct Config {
     pub listen: String,
     /// What the embedded worker may hold.
     pub embedded: Embedded,
-    /// Compute in f32.
-    pub exact: bool,
+    /// Classes that workers may compute in, at least one, the preferred ones first.
+    pub classes: Vec<String>,
     /// The home folder, if not the default one.
     pub home: Option<PathBuf>,
     /// Tokens that make a worker trusted.
@@ -326,7 +361,7 @@ mod tests {
             .resolve()
             .unwrap();
         assert_eq!(config.listen, "127.0.0.1:2");
-        assert!(!config.exact);
+        assert_eq!(config.classes, [CANONICAL_1, WGSL_F32]);
         assert_eq!(config.embedded, Embedded::Off);
         assert_eq!(config.models, ["a.gguf", "b.gguf"]);
         assert!(!config.trust_loopback);
@@ -334,12 +369,21 @@ mod tests {
         assert_eq!(config.scheduler.log_bytes_max, 2 << 20);
         let config = flags("--model c --exact").over(file).resolve().unwrap();
         assert_eq!(config.models, ["c"]);
-        assert!(config.exact);
+        assert_eq!(config.classes, [EXACT_F32]);
         let config = flags("").resolve().unwrap();
         assert_eq!(config.models, [catalogue::DEFAULT]);
         assert_eq!(config.listen, LISTEN_DEFAULT);
         assert_eq!(config.embedded, Embedded::All);
-        assert!(config.trust_loopback && !config.exact);
+        assert!(config.trust_loopback);
+    }
+
+    #[test]
+    fn classes_keep_their_order() {
+        let config = flags("--classes wgsl-f32,canonical-1").resolve().unwrap();
+        assert_eq!(config.classes, [WGSL_F32, CANONICAL_1]);
+        let config = flags("--classes canonical-1").resolve().unwrap();
+        assert_eq!(config.classes, [CANONICAL_1]);
+        assert_eq!(flags("--exact --classes exact-f32").resolve().unwrap().classes, [EXACT_F32]);
     }
 
     #[test]
@@ -377,6 +421,9 @@ mod tests {
             ("--intensity 101", "intensity"),
             ("--sessions-max 0", "sessions-max"),
             ("--invite-token short", "invite-token"),
+            ("--classes f16", "classes"),
+            ("--classes canonical-1,canonical-1", "classes"),
+            ("--exact --classes canonical-1", "classes"),
         ] {
             let error = flags(line).resolve().unwrap_err().to_string();
             assert!(error.starts_with(name), "{line}: {error}");

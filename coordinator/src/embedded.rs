@@ -14,7 +14,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use worker::backoff::Backoff;
-use worker::{BlobSource, Down, End, Identity, Link, Setup, Up, Worker, benchmark, machine};
+use worker::{BlobSource, Computer, Down, End, Identity, Link, Setup, Up, Worker, machine};
 
 use crate::config::{Config, Embedded};
 use crate::driver::{DriverGone, Handle};
@@ -42,7 +42,7 @@ pub async fn start(
 ) -> anyhow::Result<JoinHandle<()>> {
     let threads = config.threads.unwrap_or_else(machine::threads);
     let memory_bytes = config.memory_bytes.unwrap_or_else(memory_default);
-    let bytes_per_s = tokio::task::spawn_blocking(move || benchmark::bytes_per_s(threads))
+    let bytes_per_s = tokio::task::spawn_blocking(move || machine::bytes_per_s(threads))
         .await
         .context("the benchmark")?
         .map_err(anyhow::Error::msg)?;
@@ -58,6 +58,8 @@ pub async fn start(
             name: "embedded".into(),
             kind: WorkerKind::Embedded,
             backend: "cpu".into(),
+            device: machine::processor(),
+            notes: Vec::new(),
             classes: [CANONICAL_1, EXACT_F32].map(str::to_owned).to_vec(),
             memory_bytes,
             bytes_per_s,
@@ -66,7 +68,7 @@ pub async fn start(
         },
         identity: Identity::ephemeral().context("the embedded worker's key")?,
         blobs: BlobSource::folder(home.blobs()),
-        threads,
+        computer: Computer::Cpu { threads },
         intensity_percent: config.intensity_percent,
     })
     .context("the embedded worker's thread")?;
@@ -146,7 +148,7 @@ async fn greet(
     let challenge = ToWorker::Challenge { protocol: PROTOCOL_VERSION, nonce };
     to_worker.send(Down::Control(challenge)).await.context("the embedded worker has ended")?;
     match from_worker.recv().await {
-        Some(Up::Control(FromWorker::Hello(hello))) => Ok(hello),
+        Some(Up::Control(FromWorker::Hello(hello))) => Ok(*hello),
         other => bail!("the embedded worker said {other:?} instead of hello"),
     }
 }
@@ -158,6 +160,8 @@ fn spec(hello: Hello, id: WorkerId, which: Embedded) -> WorkerSpec {
         name: hello.name,
         kind: WorkerKind::Embedded,
         backend: hello.backend,
+        device: hello.device,
+        notes: hello.notes,
         trusted: true,
         holds: if which == Embedded::Ends { Holds::Ends } else { Holds::Anything },
         memory_bytes: hello.memory_bytes,
@@ -185,6 +189,7 @@ async fn carry(driver: &Handle, worker: WorkerId, from_worker: &mut mpsc::Receiv
                     Event::Progress { worker, assignment, bytes_done }
                 }
                 FromWorker::Drain { reason } => Event::Drain { worker, reason },
+                FromWorker::Visibility { hidden } => Event::Visibility { worker, hidden },
                 FromWorker::Pong { nonce: _ } => continue,
                 FromWorker::Hello(_) => return "it said hello twice".into(),
             },
@@ -241,7 +246,7 @@ mod tests {
         let path = folder.path().join("tiny.gguf");
         let tiny = TinyModel { tokenizer: true, ..TinyModel::llama(1) };
         std::fs::write(&path, tiny.to_bytes()).unwrap();
-        let model = prepare(&home, &path, "tiny", CANONICAL_1).unwrap();
+        let model = prepare(&home, &path, "tiny", &[CANONICAL_1.to_owned()]).unwrap();
         let settings = Settings { threads: Some(1), memory_mib: Some(256), ..Settings::default() };
         let config = settings.resolve().unwrap();
         let (driver, _task) = driver::start(config.scheduler.clone(), vec![model.spec]);
@@ -259,6 +264,8 @@ mod tests {
             name: "ghost".into(),
             kind: WorkerKind::Native,
             backend: "none".into(),
+            device: String::new(),
+            notes: Vec::new(),
             trusted: false,
             holds: Holds::Anything,
             memory_bytes: 0,

@@ -64,7 +64,7 @@ async fn pull(args: PullArgs) -> anyhow::Result<()> {
     let home = Home::open(args.home.or(file.home))?;
     let wanted = Wanted::parse(&args.model, &home)?;
     let path = pull::fetch(&home, &Hub::from_env(), &wanted, true).await?;
-    let model = serve::prepare(&home, &path, &wanted.name(), CANONICAL_1).await?;
+    let model = serve::prepare(&home, &path, &wanted.name(), &[CANONICAL_1.to_owned()]).await?;
     println!(
         "{} is ready: {} ({} MB, {} layers). Serve it with: coordinator serve --model {}",
         model.name,

@@ -11,14 +11,14 @@ use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
-use crate::blobs::{self, Tokens};
+use crate::blobs::{self, Sent, Tokens};
 use crate::config::{Config, Embedded};
 use crate::driver::{self, Handle};
 use crate::embedded;
 use crate::http::{self, AppState};
 use crate::pull::{self, Hub, Wanted};
 use crate::sockets::{GOODBYE_WITHIN, Sockets, Trust};
-use crate::store::{self, CANONICAL_1, EXACT_F32, Home, ServedModel};
+use crate::store::{self, Home, ServedModel};
 
 /// Between looks at whether all models can be used, to say so.
 const READY_POLL: Duration = Duration::from_millis(100);
@@ -63,13 +63,13 @@ pub async fn run(
             Some(embedded::start(&home, &config, which, driver.clone(), closing.clone()).await?)
         }
     };
-    let tokens = Tokens::default();
+    let (tokens, sent) = (Tokens::default(), Sent::default());
     let trust = Trust::new(config.trust_loopback, &config.invite_tokens);
     let sockets = Sockets::new(driver.clone(), tokens.clone(), trust, closing.clone());
     let names: Vec<String> = models.iter().map(|model| model.name.clone()).collect();
-    let app = http::router(app_state(driver.clone(), models)?)
+    let app = http::router(app_state(driver.clone(), models)?.with_blobs_sent(sent.clone()))
         .merge(sockets.router())
-        .merge(blobs::router(home.blobs(), tokens));
+        .merge(blobs::router(home.blobs(), tokens, sent));
 
     let address = listener.local_addr().context("the listener has no address")?;
     announce(address, &config);
@@ -109,7 +109,6 @@ pub async fn run(
 }
 
 async fn load_models(home: &Home, config: &Config) -> anyhow::Result<Vec<ServedModel>> {
-    let class = if config.exact { EXACT_F32 } else { CANONICAL_1 };
     let hub = Hub::from_env();
     let mut models: Vec<ServedModel> = Vec::new();
     for text in &config.models {
@@ -117,7 +116,7 @@ async fn load_models(home: &Home, config: &Config) -> anyhow::Result<Vec<ServedM
         let taken: Vec<&str> = models.iter().map(|model| model.name.as_str()).collect();
         let name = store::unique_name(&wanted.name(), &taken);
         let path = pull::fetch(home, &hub, &wanted, false).await?;
-        models.push(prepare(home, &path, &name, class).await?);
+        models.push(prepare(home, &path, &name, &config.classes).await?);
     }
     Ok(models)
 }
@@ -130,11 +129,12 @@ pub async fn prepare(
     home: &Home,
     path: &Path,
     name: &str,
-    class: &'static str,
+    classes: &[String],
 ) -> anyhow::Result<ServedModel> {
     let (home, path, name) = (home.clone(), path.to_owned(), name.to_owned());
+    let classes = classes.to_vec();
     let began = std::time::Instant::now();
-    let prepare = move || store::prepare(&home, &path, &name, class);
+    let prepare = move || store::prepare(&home, &path, &name, &classes);
     let model = tokio::task::spawn_blocking(prepare).await.context("preparing a model")??;
     tracing::info!(
         model = model.name, path = %model.path.display(), reused = model.reused,
@@ -146,7 +146,8 @@ pub async fn prepare(
 fn app_state(driver: Handle, models: Vec<ServedModel>) -> anyhow::Result<AppState> {
     let text_side = |model: ServedModel| {
         let spec = &model.spec;
-        let fingerprint = format!("fp_{}_{}", &spec.manifest.hash[..12], spec.class);
+        let classes: Vec<&str> = spec.classes.iter().map(|class| class.name.as_str()).collect();
+        let fingerprint = format!("fp_{}_{}", &spec.manifest.hash[..12], classes.join("+"));
         let (context, name) = (spec.context, model.name.clone());
         http::Model::new(name, &model.tokenizer, context, model.created_s, fingerprint)
             .with_context(|| format!("the text side of {}", model.name))

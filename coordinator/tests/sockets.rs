@@ -147,7 +147,7 @@ async fn trust_is_for_native_workers_here_and_for_tokens() {
         let mut peer = server.connect(Some(SUBPROTOCOL), headers).await.unwrap();
         let Heard::Control(ToWorker::Challenge { nonce, .. }) = peer.next().await else { panic!() };
         let hello = protocol::Hello { kind, token: token.map(Into::into), ..hello(key, &nonce) };
-        peer.say(FromWorker::Hello(hello)).await;
+        peer.say(FromWorker::Hello(Box::new(hello))).await;
         match peer.next().await {
             Heard::Control(ToWorker::Welcome { trusted, .. }) => trusted,
             other => panic!("{other:?}"),
@@ -192,7 +192,10 @@ async fn what_breaks_the_protocol_ends_that_connection_only() {
         ("control message", "not json".to_owned()),
         ("control message", r#"{"type":"dance"}"#.to_owned()),
         ("reason", long),
-        ("second hello", serde_json::to_string(&FromWorker::Hello(hello(1, "n"))).unwrap()),
+        (
+            "second hello",
+            serde_json::to_string(&FromWorker::Hello(Box::new(hello(1, "n")))).unwrap(),
+        ),
     ] {
         let (mut peer, _) = server.join(key).await;
         key += 1;

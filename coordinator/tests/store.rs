@@ -38,6 +38,10 @@ fn tiny() -> TinyModel {
     TinyModel { tokenizer: true, ..TinyModel::llama(7) }
 }
 
+fn only(class: &str) -> [String; 1] {
+    [class.to_owned()]
+}
+
 fn listing(folder: &Path) -> Vec<(String, u64)> {
     let entries = fs::read_dir(folder).unwrap().map(|entry| entry.unwrap());
     let mut listing: Vec<_> = entries
@@ -51,7 +55,7 @@ fn listing(folder: &Path) -> Vec<(String, u64)> {
 fn a_model_is_converted_once() {
     let fixture = Fixture::new();
     let path = fixture.model();
-    let first = prepare(&fixture.home, &path, "tiny", CANONICAL_1).unwrap();
+    let first = prepare(&fixture.home, &path, "tiny", &only(CANONICAL_1)).unwrap();
     assert!(!first.reused);
     for part in &first.spec.parts {
         for blob in &part.blobs {
@@ -68,18 +72,18 @@ fn a_model_is_converted_once() {
     assert_eq!(first.tokenizer.tokens.len() as u32, first.spec.vocab);
 
     let before = fixture.blobs();
-    let again = prepare(&fixture.home, &path, "tiny", EXACT_F32).unwrap();
+    let again = prepare(&fixture.home, &path, "tiny", &only(EXACT_F32)).unwrap();
     assert!(again.reused);
     assert_eq!(fixture.blobs(), before);
     assert_eq!(again.spec.manifest, first.spec.manifest);
-    assert_eq!(again.spec.kv_bytes_per_position, 2 * first.spec.kv_bytes_per_position);
+    assert_eq!(again.spec.kv_bytes_per_position(), 2 * first.spec.kv_bytes_per_position());
 }
 
 #[test]
 fn what_is_missing_or_cut_short_is_made_anew() {
     let fixture = Fixture::new();
     let path = fixture.model();
-    prepare(&fixture.home, &path, "tiny", CANONICAL_1).unwrap();
+    prepare(&fixture.home, &path, "tiny", &only(CANONICAL_1)).unwrap();
     let whole = fixture.blobs();
     // As if a conversion had been killed: some blobs, rubbish in progress, no record.
     let blobs = fixture.home.blobs();
@@ -89,13 +93,13 @@ fn what_is_missing_or_cut_short_is_made_anew() {
     for (record, _) in listing(&fixture.home.manifests()) {
         fs::remove_file(fixture.home.manifests().join(record)).unwrap();
     }
-    assert!(!prepare(&fixture.home, &path, "tiny", CANONICAL_1).unwrap().reused);
+    assert!(!prepare(&fixture.home, &path, "tiny", &only(CANONICAL_1)).unwrap().reused);
     assert_eq!(fixture.blobs(), whole);
     let left = listing(&fixture.home.partial());
     assert!(left.iter().all(|(name, _)| !name.ends_with(".blob")), "{left:?}");
     // With the record there, a blob that is gone is noticed too.
     fs::remove_file(blobs.join(&whole[2].0)).unwrap();
-    assert!(!prepare(&fixture.home, &path, "tiny", CANONICAL_1).unwrap().reused);
+    assert!(!prepare(&fixture.home, &path, "tiny", &only(CANONICAL_1)).unwrap().reused);
     assert_eq!(fixture.blobs(), whole);
 }
 
@@ -103,28 +107,28 @@ fn what_is_missing_or_cut_short_is_made_anew() {
 fn a_flipped_bit_is_healed() {
     let fixture = Fixture::new();
     let path = fixture.model();
-    let model = prepare(&fixture.home, &path, "tiny", CANONICAL_1).unwrap();
+    let model = prepare(&fixture.home, &path, "tiny", &only(CANONICAL_1)).unwrap();
     let hash = &model.spec.parts[1].blobs[0].hash;
     let blob = fixture.home.blobs().join(hash);
     let mut bytes = fs::read(&blob).unwrap();
     let middle = bytes.len() / 2;
     bytes[middle] ^= 1;
     fs::write(&blob, &bytes).unwrap();
-    assert!(!prepare(&fixture.home, &path, "tiny", CANONICAL_1).unwrap().reused);
+    assert!(!prepare(&fixture.home, &path, "tiny", &only(CANONICAL_1)).unwrap().reused);
     assert_eq!(blake3::hash(&fs::read(&blob).unwrap()).to_hex().as_str(), hash);
-    assert!(prepare(&fixture.home, &path, "tiny", CANONICAL_1).unwrap().reused);
+    assert!(prepare(&fixture.home, &path, "tiny", &only(CANONICAL_1)).unwrap().reused);
 }
 
 #[test]
 fn another_file_under_the_same_path_is_another_model() {
     let fixture = Fixture::new();
-    let first = prepare(&fixture.home, &fixture.model(), "tiny", CANONICAL_1).unwrap();
+    let first = prepare(&fixture.home, &fixture.model(), "tiny", &only(CANONICAL_1)).unwrap();
     let other = TinyModel { seed: 8, ..tiny() };
     let path = fixture.file("tiny.gguf", &other.to_bytes());
     // The same length: only the time of change tells, and file systems may be coarse.
     let later = std::time::SystemTime::now() + std::time::Duration::from_secs(5);
     fs::File::options().write(true).open(&path).unwrap().set_modified(later).unwrap();
-    let second = prepare(&fixture.home, &path, "tiny", CANONICAL_1).unwrap();
+    let second = prepare(&fixture.home, &path, "tiny", &only(CANONICAL_1)).unwrap();
     assert!(!second.reused);
     assert_ne!(first.spec.manifest, second.spec.manifest);
 }
@@ -140,12 +144,12 @@ fn what_cannot_be_run_is_refused_before_anything_is_written() {
     ];
     for (name, bytes, expected) in cases {
         let path = fixture.file(name, &bytes);
-        let error = prepare(&fixture.home, &path, "m", CANONICAL_1).unwrap_err().to_string();
+        let error = prepare(&fixture.home, &path, "m", &only(CANONICAL_1)).unwrap_err().to_string();
         assert!(error.contains(expected) && error.contains(name), "{name}: {error}");
     }
     let without = TinyModel { tokenizer: false, ..tiny() };
     let path = fixture.file("mute.gguf", &without.to_bytes());
-    let error = prepare(&fixture.home, &path, "m", CANONICAL_1).unwrap_err();
+    let error = prepare(&fixture.home, &path, "m", &only(CANONICAL_1)).unwrap_err();
     assert!(matches!(error, StoreError::Unsupported { .. }), "{error}");
     assert!(error.to_string().contains("tokenizer"), "{error}");
     let mut template = good.clone();
@@ -153,7 +157,7 @@ fn what_cannot_be_run_is_refused_before_anything_is_written() {
     let at = template.windows(word.len()).position(|bytes| bytes == word).unwrap();
     template[at..at + word.len()].copy_from_slice(other);
     let path = fixture.file("template.gguf", &template);
-    let error = prepare(&fixture.home, &path, "m", CANONICAL_1).unwrap_err();
+    let error = prepare(&fixture.home, &path, "m", &only(CANONICAL_1)).unwrap_err();
     assert!(matches!(error, StoreError::Unsupported { .. }), "{error}");
     assert!(error.to_string().contains("template"), "{error}");
     assert!(fixture.blobs().is_empty());

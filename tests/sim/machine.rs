@@ -42,6 +42,8 @@ impl Machine {
             name: key.clone(),
             kind: WorkerKind::Native,
             backend: "fake".into(),
+            device: String::new(),
+            notes: Vec::new(),
             classes: vec!["canonical-1".into()],
             memory_bytes,
             bytes_per_s: [1e9, 2e8],
@@ -85,7 +87,7 @@ impl Machine {
                         cached: Vec::new(),
                     },
                 )),
-                Action::Joined { .. } | Action::Forget(_) => {}
+                Action::Joined { .. } | Action::Forget(_) | Action::Idle { .. } => {}
                 Action::Send(message) => wishes.push(Wish::Send(message)),
                 Action::SendFrame(frame) => wishes.push(Wish::SendFrame(frame)),
                 Action::Fetch(blob) => {

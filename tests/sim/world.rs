@@ -6,6 +6,7 @@ use std::time::Duration;
 
 use protocol::{BlobRef, Frame, FromWorker, ToWorker, WorkerId, WorkerKind};
 use scheduler::{
+    ClassSpec,
     Action, Config, Event, Holds, ModelSpec, Note, PartSpec, Sabotage, Scheduler, Time, WorkerSpec,
 };
 use worker_core::Event as CoreEvent;
@@ -104,12 +105,11 @@ fn model() -> ModelSpec {
     ModelSpec {
         name: "fake".into(),
         manifest: blob("a", 1000),
-        class: "canonical-1".into(),
+        classes: vec![ClassSpec { name: "canonical-1".into(), kv_bytes_per_position: 16 }],
         parts,
         d_model: D_MODEL,
         vocab: VOCAB,
         context: 2000,
-        kv_bytes_per_position: 16,
     }
 }
 
@@ -281,6 +281,8 @@ impl World {
             name: machine.key.clone(),
             kind: WorkerKind::Native,
             backend: "fake".into(),
+            device: String::new(),
+            notes: Vec::new(),
             trusted: machine.trusted,
             holds: if machine.ends_only { Holds::Ends } else { Holds::Anything },
             memory_bytes: machine.memory_bytes,
@@ -403,6 +405,9 @@ impl World {
                 Event::Progress { worker, assignment, bytes_done }
             }
             Answer::Control(FromWorker::Drain { reason }) => Event::Drain { worker, reason },
+            Answer::Control(FromWorker::Visibility { hidden }) => {
+                Event::Visibility { worker, hidden }
+            }
             Answer::Control(FromWorker::Hello(_) | FromWorker::Pong { .. }) => return,
         };
         self.tell(event);

@@ -5,7 +5,9 @@ use std::time::Duration;
 use bytes::Bytes;
 use protocol::payload::to_payload;
 use protocol::{BlobRef, Dtype, Frame, FrameKind, Status, ToWorker, WorkerId, WorkerKind};
-use scheduler::{Config, Event, Holds, ModelSpec, Note, PartSpec, RequestError, Time, WorkerSpec};
+use scheduler::{
+    ClassSpec, Config, Event, Holds, ModelSpec, Note, PartSpec, RequestError, Time, WorkerSpec,
+};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use worker::Down;
@@ -28,12 +30,11 @@ fn model() -> ModelSpec {
     ModelSpec {
         name: "m".into(),
         manifest: blob(99, 100),
-        class: "canonical-1".into(),
+        classes: vec![ClassSpec { name: "canonical-1".into(), kv_bytes_per_position: 16 }],
         parts: (0..u64::from(LAYERS) + 2).map(part).collect(),
         d_model: WIDTH,
         vocab: VOCAB,
         context: 1024,
-        kv_bytes_per_position: 16,
     }
 }
 
@@ -44,6 +45,8 @@ fn spec(id: WorkerId) -> WorkerSpec {
         name: format!("fake {id}"),
         kind: WorkerKind::Native,
         backend: "fake".into(),
+        device: String::new(),
+        notes: Vec::new(),
         trusted: true,
         holds: Holds::Anything,
         memory_bytes: 1 << 30,

@@ -14,7 +14,8 @@ use super::state::AppState;
 
 /// Who holds what, and what runs.
 pub(super) async fn fleet(State(state): State<AppState>) -> Json<Fleet> {
-    Json(fleet_of(state.driver.view().await))
+    let blob_bytes_sent = state.blobs_sent.bytes();
+    Json(Fleet { blob_bytes_sent, ..fleet_of(state.driver.view().await) })
 }
 
 /// The process answers.
@@ -48,6 +49,7 @@ fn fleet_of(view: FleetView) -> Fleet {
         queued: view.queued as u64,
         cached_sessions: view.cached_sessions as u64,
         log_bytes: view.log_bytes,
+        blob_bytes_sent: 0,
     }
 }
 
@@ -59,6 +61,11 @@ fn model(view: ModelView) -> FleetModel {
     FleetModel {
         name: view.name,
         layers: view.layers,
+        layer_bytes_max: view.layer_bytes_max,
+        weight_bytes: view.weight_bytes,
+        kv_bytes_per_position: view.kv_bytes_per_position,
+        context: view.context,
+        classes: view.classes,
         covered: view.covered,
         missing: view.missing,
         embedding_replicas: ends.0,
@@ -78,6 +85,9 @@ fn worker(view: WorkerView) -> FleetWorker {
         name: view.name,
         kind: kind.to_owned(),
         backend: view.backend,
+        device: view.device,
+        notes: view.notes,
+        hidden: view.hidden,
         trusted: view.trusted,
         state: view.state.to_owned(),
         memory_bytes: view.memory_bytes,
@@ -93,6 +103,7 @@ fn worker(view: WorkerView) -> FleetWorker {
 fn shard(view: ShardView) -> FleetShard {
     FleetShard {
         model: view.model,
+        class: view.class,
         first_layer: view.layers.map(|l| l.0),
         last_layer: view.layers.map(|l| l.1),
         embedding: view.embedding,

@@ -7,6 +7,7 @@ use text::{ChatTemplate, Tokenizer, TokenizerData};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 use super::failure::Failure;
+use crate::blobs::Sent;
 use crate::driver::Handle;
 
 /// Requests for generation that are handled at once, from reading their body to the last byte
@@ -58,6 +59,7 @@ impl Model {
 pub struct AppState {
     pub(super) driver: Handle,
     pub(super) models: Arc<[Arc<Model>]>,
+    pub(super) blobs_sent: Sent,
     requests: Arc<Semaphore>,
     tokenizing: Arc<Semaphore>,
 }
@@ -68,9 +70,16 @@ impl AppState {
         AppState {
             driver,
             models: models.into_iter().map(Arc::new).collect(),
+            blobs_sent: Sent::default(),
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             tokenizing: Arc::new(Semaphore::new(TOKENIZE_MAX)),
         }
+    }
+
+    /// Tells the fleet view what `sent` counts.
+    #[must_use]
+    pub fn with_blobs_sent(self, sent: Sent) -> AppState {
+        AppState { blobs_sent: sent, ..self }
     }
 
     /// A place among [`REQUESTS_MAX`], held until the answer has gone out.

@@ -229,6 +229,7 @@ fn control_event(
             Some(Event::Failed { worker, assignment, reason })
         }
         FromWorker::Drain { reason } => Some(Event::Drain { worker, reason }),
+        FromWorker::Visibility { hidden } => Some(Event::Visibility { worker, hidden }),
         FromWorker::Progress { assignment, bytes_done, bytes_total: _ } => {
             Some(Event::Progress { worker, assignment, bytes_done })
         }

@@ -42,7 +42,7 @@ pub(super) fn read_hello(json: &str) -> Result<Hello, Refusal> {
     if hello.protocol != PROTOCOL_VERSION {
         return Err(other_version(hello.protocol.into()));
     }
-    Ok(hello)
+    Ok(*hello)
 }
 
 /// Checks the signature, and tells whether the peer is trusted.
@@ -79,6 +79,8 @@ pub(super) fn spec(hello: Hello, id: WorkerId, trusted: bool) -> WorkerSpec {
         name: hello.name,
         kind: hello.kind,
         backend: hello.backend,
+        device: hello.device,
+        notes: hello.notes,
         trusted,
         holds: Holds::Anything,
         memory_bytes: hello.memory_bytes,

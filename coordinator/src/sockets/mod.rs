@@ -1,4 +1,4 @@
-//! `GET /v1/worker`: the workers' WebSocket.
+//! `GET /v1/worker`: the workers' WebSocket; `GET /v1/worker/probe`: what to measure a link with.
 //!
 //! A peer proves its key, says what it can do, is welcomed, and from then on two loops run
 //! beside each other: one turns its messages into scheduler events, the other sends what the
@@ -7,6 +7,7 @@
 
 mod connection;
 mod handshake;
+mod probe;
 mod trust;
 
 use std::net::{IpAddr, SocketAddr};
@@ -25,6 +26,7 @@ use protocol::{CONTROL_BYTES_MAX, SUBPROTOCOL};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
+pub use self::probe::PROBE_BYTES_MAX;
 pub use self::trust::Trust;
 use crate::blobs::Tokens;
 use crate::driver::Handle;
@@ -110,9 +112,12 @@ impl Sockets {
         let _ = self.shared.workers.acquire_many(all).await;
     }
 
-    /// `GET /v1/worker`. Needs `ConnectInfo<SocketAddr>`.
+    /// `GET /v1/worker`, which needs `ConnectInfo<SocketAddr>`, and its probe.
     pub fn router(&self) -> Router {
-        Router::new().route("/v1/worker", get(upgrade)).with_state(self.clone())
+        Router::new()
+            .route("/v1/worker", get(upgrade))
+            .route("/v1/worker/probe", get(probe::probe))
+            .with_state(self.clone())
     }
 }
 

@@ -24,7 +24,7 @@ pub use convert::{Conversion, convert, is_converted};
 pub use gguf_file::{GgufFiles, find_parts};
 pub(crate) use gguf_file::{part_names, stem};
 pub use name::{clean_name, unique_name};
-pub use serve_model::{CANONICAL_1, EXACT_F32, ServedModel, prepare};
+pub use serve_model::{CANONICAL_1, CLASSES, EXACT_F32, ServedModel, WGSL_F32, prepare};
 
 use etcetera::BaseStrategy;
 

@@ -5,17 +5,21 @@ use std::time::{SystemTime, UNIX_EPOCH};
 
 use model::{KvType, Manifest, check_supported};
 use protocol::BlobRef;
-use scheduler::{ModelSpec, PartSpec};
+use scheduler::{ClassSpec, ModelSpec, PartSpec};
 use text::{ChatTemplate, Tokenizer, TokenizerData};
 
 use super::convert::{Conversion, convert};
 use super::tokenizer_data::tokenizer_data;
 use super::{GgufFiles, Home, StoreError};
 
-/// The class that everything computes in by default.
+/// 8-bit activations and f16 KV on CPUs and WASM: the same bits everywhere.
 pub const CANONICAL_1: &str = "canonical-1";
-/// The class of `--exact`.
+/// f32 on CPUs and WASM: the same bits everywhere.
 pub const EXACT_F32: &str = "exact-f32";
+/// f32 with f16 KV on GPUs: within a tolerance of `exact-f32`, not the same bits.
+pub const WGSL_F32: &str = "wgsl-f32";
+/// The classes that there are.
+pub const CLASSES: [&str; 3] = [CANONICAL_1, WGSL_F32, EXACT_F32];
 
 /// A model as the API and the scheduler need it.
 #[derive(Clone, Debug)]
@@ -36,7 +40,8 @@ pub struct ServedModel {
     pub reused: bool,
 }
 
-/// Checks a model, then converts it unless that was done before.
+/// Checks a model, then converts it unless that was done before. Its workers compute in one
+/// of `classes` (at least one), the first ones preferred.
 ///
 /// # Errors
 /// [`StoreError::Gguf`] and [`StoreError::Unsupported`], before anything is loaded or
@@ -45,7 +50,7 @@ pub fn prepare(
     home: &Home,
     path: &Path,
     name: &str,
-    class: &str,
+    classes: &[String],
 ) -> Result<ServedModel, StoreError> {
     let files = GgufFiles::open(path)?;
     let gguf = files.parse()?;
@@ -63,7 +68,7 @@ pub fn prepare(
         .map_or(0, |since| since.as_secs());
     Ok(ServedModel {
         name: name.to_owned(),
-        spec: model_spec(&manifest, manifest_blob, class),
+        spec: model_spec(&manifest, manifest_blob, classes),
         tokenizer,
         path: files.first(),
         created_s,
@@ -72,7 +77,7 @@ pub fn prepare(
     })
 }
 
-fn model_spec(manifest: &Manifest, manifest_blob: BlobRef, class: &str) -> ModelSpec {
+fn model_spec(manifest: &Manifest, manifest_blob: BlobRef, classes: &[String]) -> ModelSpec {
     let parts = (0u32..).zip(&manifest.parts).map(|(index, part)| PartSpec {
         blobs: part
             .blobs
@@ -81,15 +86,17 @@ fn model_spec(manifest: &Manifest, manifest_blob: BlobRef, class: &str) -> Model
             .collect(),
         work_bytes: if index == 0 { 0 } else { manifest.part_bytes(index) },
     });
-    let kv = if class == EXACT_F32 { KvType::F32 } else { KvType::F16 };
+    let class = |name: &String| {
+        let kv = if name == EXACT_F32 { KvType::F32 } else { KvType::F16 };
+        ClassSpec { name: name.clone(), kv_bytes_per_position: manifest.kv_bytes_per_position(kv) }
+    };
     ModelSpec {
         name: manifest.name.clone(),
         manifest: manifest_blob,
-        class: class.to_owned(),
+        classes: classes.iter().map(class).collect(),
         parts: parts.collect(),
         d_model: manifest.dims.d_model,
         vocab: manifest.dims.vocab,
         context: manifest.dims.context,
-        kv_bytes_per_position: manifest.kv_bytes_per_position(kv),
     }
 }

@@ -4,7 +4,7 @@
 use std::net::SocketAddr;
 
 use axum::http::HeaderValue;
-use coordinator::blobs::{self, Tokens};
+use coordinator::blobs::{self, Sent, Tokens};
 use coordinator::driver::{self, Handle};
 use coordinator::sockets::{Sockets, Trust};
 use ed25519_dalek::{Signer, SigningKey};
@@ -14,7 +14,7 @@ use protocol::{
     BlobRef, Chunks, Dtype, Frame, FrameKind, FromWorker, Hello, PROTOCOL_VERSION, Reassembler,
     SUBPROTOCOL, Status, ToWorker, WorkerId, WorkerKind, challenge_bytes,
 };
-use scheduler::{Config, ModelSpec, PartSpec};
+use scheduler::{ClassSpec, Config, ModelSpec, PartSpec};
 use tokio::net::TcpStream;
 use tokio_tungstenite::tungstenite::client::IntoClientRequest;
 use tokio_tungstenite::tungstenite::{Error, Message};
@@ -34,12 +34,11 @@ fn model() -> ModelSpec {
     ModelSpec {
         name: "m".into(),
         manifest: blob(99, 100),
-        class: "canonical-1".into(),
+        classes: vec![ClassSpec { name: "canonical-1".into(), kv_bytes_per_position: 16 }],
         parts: (0..u64::from(LAYERS) + 2).map(part).collect(),
         d_model: WIDTH,
         vocab: VOCAB,
         context: 1024,
-        kv_bytes_per_position: 16,
     }
 }
 
@@ -60,7 +59,8 @@ impl Server {
         let (tokens, closing) = (Tokens::default(), CancellationToken::new());
         let sockets = Sockets::new(driver.clone(), tokens.clone(), trust, closing.clone());
         let blobs = tempfile::tempdir().unwrap();
-        let app = sockets.router().merge(blobs::router(blobs.path().to_owned(), tokens));
+        let app =
+            sockets.router().merge(blobs::router(blobs.path().to_owned(), tokens, Sent::default()));
         let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let service = app.into_make_service_with_connect_info::<SocketAddr>();
@@ -99,7 +99,7 @@ impl Server {
         let (mut peer, nonce) = self.meet().await;
         let mut hello = hello(key, &nonce);
         change(&mut hello);
-        peer.text(&serde_json::to_string(&FromWorker::Hello(hello)).unwrap()).await;
+        peer.text(&serde_json::to_string(&FromWorker::Hello(Box::new(hello))).unwrap()).await;
         let heard = peer.next().await;
         (peer, heard)
     }
@@ -133,6 +133,8 @@ pub fn hello(key: u8, nonce: &str) -> Hello {
         name: "by hand".into(),
         kind: WorkerKind::Native,
         backend: "none".into(),
+        device: String::new(),
+        notes: Vec::new(),
         classes: vec!["canonical-1".into()],
         memory_bytes: 1 << 30,
         bytes_per_s: [1e9, 4e9],

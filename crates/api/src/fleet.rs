@@ -17,6 +17,9 @@ pub struct Fleet {
     pub cached_sessions: u64,
     /// Bytes held by activation logs.
     pub log_bytes: u64,
+    /// Bytes of weights and manifests sent to workers since the start.
+    #[serde(default)]
+    pub blob_bytes_sent: u64,
 }
 
 /// A served model.
@@ -26,6 +29,21 @@ pub struct FleetModel {
     pub name: String,
     /// How many layers it has.
     pub layers: u32,
+    /// Weight bytes of its largest layer.
+    #[serde(default)]
+    pub layer_bytes_max: u64,
+    /// Weight bytes of all of it.
+    #[serde(default)]
+    pub weight_bytes: u64,
+    /// KV cache bytes of one position (a token) in one layer.
+    #[serde(default)]
+    pub kv_bytes_per_position: u64,
+    /// Longest session, positions.
+    #[serde(default)]
+    pub context: u32,
+    /// How its workers may compute, the preferred ways first.
+    #[serde(default)]
+    pub classes: Vec<String>,
     /// Whether embedding, head and every layer are ready somewhere.
     pub covered: bool,
     /// What is not, for people.
@@ -49,6 +67,15 @@ pub struct FleetWorker {
     pub kind: String,
     /// What computes.
     pub backend: String,
+    /// The device that computes; empty if unknown.
+    #[serde(default)]
+    pub device: String,
+    /// Why nothing faster computes, and which kernel variants failed their self-test.
+    #[serde(default)]
+    pub notes: Vec<String>,
+    /// Whether it is a tab that nobody sees: slower, and less reliable.
+    #[serde(default)]
+    pub hidden: bool,
     /// Whether it may hold the embedding and the head.
     pub trusted: bool,
     /// `idle`, `loading`, `ready` or `draining`.
@@ -74,6 +101,9 @@ pub struct FleetWorker {
 pub struct FleetShard {
     /// Of which model.
     pub model: String,
+    /// How it computes: `canonical-1`, `wgsl-f32` or `exact-f32`.
+    #[serde(default)]
+    pub class: String,
     /// The first layer, from 0; `null` if it holds none.
     pub first_layer: Option<u32>,
     /// The last layer.

@@ -131,6 +131,11 @@ pub enum ToWorker {
         /// Comes back unchanged.
         nonce: u64,
     },
+    /// This worker holds nothing; told again only when the reason changes.
+    Idle {
+        /// Why, in words, for its owner.
+        reason: String,
+    },
     /// Goodbye: the coordinator closes the socket after this.
     Dismiss {
         /// What was wrong, in words; `retry` says whether to come back.
@@ -145,7 +150,7 @@ pub enum ToWorker {
 #[serde(tag = "type", rename_all = "snake_case", deny_unknown_fields)]
 pub enum FromWorker {
     /// The answer to the challenge.
-    Hello(Hello),
+    Hello(Box<Hello>),
     /// A shard is loaded and takes steps.
     Ready {
         /// Which.
@@ -171,6 +176,12 @@ pub enum FromWorker {
     Drain {
         /// Why, in words.
         reason: String,
+    },
+    /// The worker's tab was hidden or shown; until told otherwise it is shown. A hidden one
+    /// may be slowed down or frozen by its browser at any time.
+    Visibility {
+        /// Whether nobody sees it.
+        hidden: bool,
     },
     /// The answer to `ping`.
     Pong {
@@ -198,6 +209,14 @@ pub struct Hello {
     pub kind: WorkerKind,
     /// What computes (`cpu`, `wgpu`, ...).
     pub backend: String,
+    /// The device that computes, for people: an adapter's or a processor's name; empty if
+    /// unknown.
+    #[serde(default, skip_serializing_if = "String::is_empty")]
+    pub device: String,
+    /// For people, up to [`crate::NOTES_MAX`]: why nothing faster computes, which kernel
+    /// variants failed their self-test.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub notes: Vec<String>,
     /// Numerics classes that it computes in.
     pub classes: Vec<String>,
     /// Memory it lends for weights, KV and scratch, bytes.

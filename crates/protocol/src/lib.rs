@@ -17,7 +17,7 @@ pub use chunk::{CHUNK_HEADER_BYTES, Chunks, Reassembler};
 pub use control::*;
 pub use frame::*;
 pub use limits::*;
-pub use validate::{ControlError, clean_text};
+pub use validate::{ControlError, clean_text, clean_text_to};
 
 /// The protocol's version; a peer of another one is turned away with a message that says so.
 pub const PROTOCOL_VERSION: u32 = 1;

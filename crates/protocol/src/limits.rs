@@ -33,6 +33,10 @@ pub const KV_PAGES_MAX: u32 = 1 << 20;
 pub const CLASSES_MAX: usize = 16;
 /// Longest name of a class, a backend or a worker, bytes.
 pub const NAME_BYTES_MAX: usize = 256;
+/// Most notes that a hello has.
+pub const NOTES_MAX: usize = 16;
+/// Longest note of a hello, bytes.
+pub const NOTE_BYTES_MAX: usize = 512;
 /// Most memory that a worker may claim to lend, bytes.
 pub const MEMORY_BYTES_MAX: u64 = 1 << 50;
 /// Highest rate that a worker may claim, bytes per second.

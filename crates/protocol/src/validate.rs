@@ -44,8 +44,13 @@ pub enum ControlError {
 /// `text` made fit for a `reason` field: control characters become spaces, and it is cut at
 /// [`TEXT_BYTES_MAX`] bytes.
 pub fn clean_text(text: &str) -> String {
+    clean_text_to(text, TEXT_BYTES_MAX)
+}
+
+/// As [`clean_text`], cut at `bytes_max` bytes or the character boundary before.
+pub fn clean_text_to(text: &str, bytes_max: usize) -> String {
     let mut clean: String = text.chars().map(|c| if c.is_control() { ' ' } else { c }).collect();
-    let cut = (0..=TEXT_BYTES_MAX.min(clean.len())).rev().find(|&at| clean.is_char_boundary(at));
+    let cut = (0..=bytes_max.min(clean.len())).rev().find(|&at| clean.is_char_boundary(at));
     clean.truncate(cut.unwrap_or(0));
     clean
 }
@@ -89,7 +94,9 @@ impl ToWorker {
             | ToWorker::Truncate { assignment: _, session: _, epoch: _, positions } => {
                 at_most("positions", *positions, POSITIONS_MAX)
             }
-            ToWorker::Dismiss { reason, retry: _ } => text("reason", reason, TEXT_BYTES_MAX),
+            ToWorker::Idle { reason } | ToWorker::Dismiss { reason, retry: _ } => {
+                text("reason", reason, TEXT_BYTES_MAX)
+            }
         }
     }
 }
@@ -121,7 +128,9 @@ impl FromWorker {
     pub fn validate(&self) -> Result<(), ControlError> {
         match self {
             FromWorker::Hello(hello) => hello.validate(),
-            FromWorker::Ready { assignment: _ } | FromWorker::Pong { nonce: _ } => Ok(()),
+            FromWorker::Ready { assignment: _ }
+            | FromWorker::Pong { nonce: _ }
+            | FromWorker::Visibility { hidden: _ } => Ok(()),
             FromWorker::Failed { assignment: _, reason } | FromWorker::Drain { reason } => {
                 text("reason", reason, TEXT_BYTES_MAX)
             }
@@ -171,6 +180,11 @@ impl Hello {
         }
         text("name", &self.name, NAME_BYTES_MAX)?;
         text("backend", &self.backend, NAME_BYTES_MAX)?;
+        text("device", &self.device, NAME_BYTES_MAX)?;
+        length("notes", self.notes.len(), NOTES_MAX)?;
+        for note in &self.notes {
+            text("notes", note, NOTE_BYTES_MAX)?;
+        }
         check("classes", !self.classes.is_empty(), || "at least one is needed".into())?;
         length("classes", self.classes.len(), CLASSES_MAX)?;
         for class in &self.classes {

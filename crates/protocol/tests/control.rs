@@ -28,6 +28,8 @@ fn hello() -> Hello {
         name: "quiet-otter".into(),
         kind: WorkerKind::Native,
         backend: "cpu".into(),
+        device: String::new(),
+        notes: Vec::new(),
         classes: vec!["canonical-1".into(), "exact-f32".into()],
         memory_bytes: 2 << 30,
         bytes_per_s: [2.5e10, 1e10],
@@ -94,6 +96,10 @@ fn every_message_to_a_worker() {
     );
     to_worker(ToWorker::Ping { nonce: 8 }, r#"{"type":"ping","nonce":8}"#);
     to_worker(
+        ToWorker::Idle { reason: "all layers have holders".into() },
+        r#"{"type":"idle","reason":"all layers have holders"}"#,
+    );
+    to_worker(
         ToWorker::Dismiss { reason: "restarting".into(), retry: true },
         r#"{"type":"dismiss","reason":"restarting","retry":true}"#,
     );
@@ -102,7 +108,7 @@ fn every_message_to_a_worker() {
 #[test]
 fn every_message_from_a_worker() {
     from_worker(
-        FromWorker::Hello(hello()),
+        FromWorker::Hello(Box::new(hello())),
         &format!(
             concat!(
                 r#"{{"type":"hello","protocol":1,"public_key":"{}","signature":"{}","#,
@@ -131,7 +137,20 @@ fn every_message_from_a_worker() {
         FromWorker::Drain { reason: "SIGTERM".into() },
         r#"{"type":"drain","reason":"SIGTERM"}"#,
     );
+    from_worker(FromWorker::Visibility { hidden: true }, r#"{"type":"visibility","hidden":true}"#);
     from_worker(FromWorker::Pong { nonce: 8 }, r#"{"type":"pong","nonce":8}"#);
+}
+
+#[test]
+fn a_hello_may_say_what_computes_and_why_nothing_faster() {
+    let notes = vec!["subgroups: row 3 is off by 0.2".to_owned()];
+    let described = Hello { device: "llvmpipe".into(), notes, ..hello() };
+    let plain = FromWorker::Hello(Box::new(hello())).to_json().unwrap();
+    let extra = r#""backend":"cpu","device":"llvmpipe","notes":["subgroups: row 3 is off by 0.2"]"#;
+    from_worker(
+        FromWorker::Hello(Box::new(described)),
+        &plain.replace(r#""backend":"cpu""#, extra),
+    );
 }
 
 #[test]
@@ -139,7 +158,7 @@ fn a_hello_out_of_range_is_refused() {
     let check = |expected: &str, change: fn(&mut Hello)| {
         let mut hello = hello();
         change(&mut hello);
-        let message = FromWorker::Hello(hello);
+        let message = FromWorker::Hello(Box::new(hello));
         assert_eq!(message.to_json().unwrap_err().to_string(), expected);
         let unchecked = serde_json::to_string(&message).unwrap();
         assert!(FromWorker::from_json(&unchecked).is_err(), "{expected}");
@@ -148,6 +167,11 @@ fn a_hello_out_of_range_is_refused() {
     check("signature: 128 lower-case hex digits are needed", |h| h.signature.truncate(127));
     check("name: length 257, at most 256 is allowed", |h| h.name = "x".repeat(257));
     check("name: control characters are not allowed", |h| h.name = "\u{1b}[2J".into());
+    check("device: length 257, at most 256 is allowed", |h| h.device = "x".repeat(257));
+    check("device: control characters are not allowed", |h| h.device = "a\nb".into());
+    check("notes: length 17, at most 16 is allowed", |h| h.notes = vec![String::new(); 17]);
+    check("notes: length 513, at most 512 is allowed", |h| h.notes = vec!["x".repeat(513)]);
+    check("notes: control characters are not allowed", |h| h.notes = vec!["\u{1b}".into()]);
     check("token: length 4097, at most 4096 is allowed", |h| h.token = Some("x".repeat(4097)));
     check("classes: at least one is needed", |h| h.classes.clear());
     check("classes: length 17, at most 16 is allowed", |h| h.classes = vec!["x".into(); 17]);
@@ -213,7 +237,7 @@ fn what_is_not_a_message_is_refused() {
 fn the_largest_lists_fit_a_message() {
     let nth = |i: usize| format!("{i:064x}");
     let cached = (0..CACHED_MAX).map(nth).collect();
-    assert!(FromWorker::Hello(Hello { cached, ..hello() }).to_json().is_ok());
+    assert!(FromWorker::Hello(Box::new(Hello { cached, ..hello() })).to_json().is_ok());
     let blobs = (0..BLOBS_MAX).map(|i| BlobRef { hash: nth(i), bytes: BLOB_BYTES_MAX }).collect();
     assert!(ToWorker::Assign(Assignment { blobs, ..assignment() }).to_json().is_ok());
 }
@@ -225,6 +249,7 @@ fn reasons_are_made_fit() {
     assert_eq!(long.len(), TEXT_BYTES_MAX);
     let odd = clean_text(&format!("x{}", "é".repeat(TEXT_BYTES_MAX)));
     assert_eq!(odd.len(), TEXT_BYTES_MAX - 1);
+    assert_eq!(clean_text_to("a\té", 3), "a ");
 }
 
 proptest! {
@@ -237,10 +262,14 @@ proptest! {
         step_credits in 1..=STEP_CREDITS_MAX,
         name in "\\PC{0,40}",
         token in prop::option::of("\\PC{0,40}"),
+        device in "\\PC{0,40}",
+        notes in prop::collection::vec("\\PC{0,40}", 0..=NOTES_MAX),
     ) {
         let bytes_per_s = rates.map(|r| r as f64);
-        let hello = Hello { bytes_per_s, memory_bytes, step_credits, name, token, ..hello() };
-        let message = FromWorker::Hello(hello);
+        let hello = Hello {
+            bytes_per_s, memory_bytes, step_credits, name, token, device, notes, ..hello()
+        };
+        let message = FromWorker::Hello(Box::new(hello));
         prop_assert_eq!(FromWorker::from_json(&message.to_json().unwrap()), Ok(message));
     }
 

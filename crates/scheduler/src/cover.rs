@@ -162,12 +162,12 @@ impl Scheduler {
             }
             let span = Span { first: part, end: part + 1 };
             let least = self.least_memory(model, span);
-            let class = &self.models[model].spec.class;
+            let spec = &self.models[model].spec;
             let able = |w: &&Worker| {
                 !w.draining
                     && w.may_hold_ends()
                     && !w.may_hold_layers()
-                    && w.spec.classes.contains(class)
+                    && spec.class_for(&w.spec).is_some()
                     && w.memory_free() >= least
             };
             if let Some(id) = self.workers.values().find(able).map(|w| w.spec.id) {
@@ -271,7 +271,7 @@ impl Scheduler {
     ) -> Option<(Vec<WorkerId>, Plan)> {
         let spec = &self.models[model].spec;
         let parts: Vec<PartLoad> = (0..spec.parts.len()).map(|p| self.part_load(spec, p)).collect();
-        let able = |w: &Worker| !w.draining && w.spec.classes.contains(&spec.class);
+        let able = |w: &Worker| !w.draining && spec.class_for(&w.spec).is_some();
         let workers: Vec<WorkerId> =
             self.workers.iter().filter(|(_, w)| able(w)).map(|(id, _)| *id).collect();
         let candidates: Vec<Candidate> = workers
@@ -321,7 +321,7 @@ impl Scheduler {
         let needed = needed.map_or(0, |m| m.kv_positions_needed);
         let positions = self.config.kv_positions_min.max(needed).min(spec.context);
         let positions = positions.next_multiple_of(PAGE_POSITIONS);
-        u64::from(positions) * spec.kv_bytes_per_position
+        u64::from(positions) * spec.kv_bytes_per_position()
     }
 
     /// The least memory of a shard: weights, least KV, scratch.
@@ -341,10 +341,11 @@ impl Scheduler {
                 blobs.push(blob.clone());
             }
         }
-        let layers = u64::from(layer_count(spec, span));
-        let page = layers * spec.kv_bytes_per_position * u64::from(PAGE_POSITIONS);
-        let kv_min = layers * self.kv_bytes_min(spec);
         let Some(worker) = self.workers.get(&id) else { return };
+        let class = spec.class_for(&worker.spec).expect("only who has a class is chosen").clone();
+        let layers = u64::from(layer_count(spec, span));
+        let page = layers * class.kv_bytes_per_position * u64::from(PAGE_POSITIONS);
+        let kv_min = layers * self.kv_bytes_min(spec);
         let here = |b: &BlobRef| worker.held.values().any(|h| h.blobs.contains(b));
         let shared: u64 = blobs.iter().filter(|b| here(b)).map(|b| b.bytes).sum();
         let least = least - shared;
@@ -359,6 +360,7 @@ impl Scheduler {
         let weight_bytes = unique_bytes(spec, span);
         let held = Held {
             model,
+            class: class.name.clone(),
             span,
             ready: false,
             loading: (0, self.now.plus(self.config.load_patience)),
@@ -373,7 +375,7 @@ impl Scheduler {
             model: spec.name.clone(),
             manifest: spec.manifest.clone(),
             span,
-            class: spec.class.clone(),
+            class: class.name,
             blobs,
             kv_pages,
         });
@@ -436,7 +438,7 @@ impl Scheduler {
             return "it holds only embedding and head, and others do already".to_owned();
         }
         let shortfall = self.models.iter().find_map(|m| m.shortfall.clone());
-        let speaks = |m: &Model| worker.spec.classes.contains(&m.spec.class);
+        let speaks = |m: &Model| m.spec.class_for(&worker.spec).is_some();
         match shortfall {
             _ if !self.models.iter().any(speaks) => {
                 format!("it computes in {:?} only", worker.spec.classes)
@@ -451,7 +453,7 @@ impl Scheduler {
     fn weakest_window(&self, id: WorkerId, model: usize) -> Option<(f64, Span)> {
         let worker = &self.workers[&id];
         let spec = &self.models[model].spec;
-        if !worker.may_hold_layers() || !worker.spec.classes.contains(&spec.class) {
+        if !worker.may_hold_layers() || spec.class_for(&worker.spec).is_none() {
             return None;
         }
         let parts = spec.parts.len() as u32;
@@ -515,7 +517,7 @@ fn span_blobs(spec: &ModelSpec, span: Span) -> impl Iterator<Item = &BlobRef> {
 }
 
 /// Bytes of a span's blobs, each counted once.
-fn unique_bytes(spec: &ModelSpec, span: Span) -> u64 {
+pub(crate) fn unique_bytes(spec: &ModelSpec, span: Span) -> u64 {
     let blobs: BTreeMap<&str, u64> =
         span_blobs(spec, span).map(|b| (b.hash.as_str(), b.bytes)).collect();
     blobs.values().sum()

@@ -41,6 +41,13 @@ pub enum Event {
         /// Why, in words, for the event log.
         reason: String,
     },
+    /// A worker's tab was hidden or shown again.
+    Visibility {
+        /// Who.
+        worker: WorkerId,
+        /// Whether nobody sees it.
+        hidden: bool,
+    },
     /// A worker leaves once its steps at hand are answered.
     Drain {
         /// Who.
@@ -117,8 +124,9 @@ pub struct ModelSpec {
     pub name: String,
     /// The manifest blob.
     pub manifest: BlobRef,
-    /// The class that all workers of this model compute in.
-    pub class: String,
+    /// The classes that workers of this model may compute in, at least one, the preferred
+    /// ones first: an assignment carries the first of them that its worker has.
+    pub classes: Vec<ClassSpec>,
     /// Embedding, layers, head: L + 2 of them.
     pub parts: Vec<PartSpec>,
     /// Model width D.
@@ -127,8 +135,27 @@ pub struct ModelSpec {
     pub vocab: u32,
     /// Longest session, positions.
     pub context: u32,
+}
+
+/// One way of computing, as far as its memory goes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct ClassSpec {
+    /// Its name in assignments: `canonical-1`, `wgsl-f32`, `exact-f32`.
+    pub name: String,
     /// KV bytes of one position in one layer.
     pub kv_bytes_per_position: u64,
+}
+
+impl ModelSpec {
+    /// The first of the model's classes that a worker has.
+    pub fn class_for(&self, worker: &WorkerSpec) -> Option<&ClassSpec> {
+        self.classes.iter().find(|class| worker.classes.contains(&class.name))
+    }
+
+    /// KV bytes of one position in one layer, in the class that needs the most.
+    pub fn kv_bytes_per_position(&self) -> u64 {
+        self.classes.iter().map(|class| class.kv_bytes_per_position).max().unwrap_or(0)
+    }
 }
 
 /// One part's weights.
@@ -153,6 +180,10 @@ pub struct WorkerSpec {
     pub kind: WorkerKind,
     /// What computes.
     pub backend: String,
+    /// The device that computes, for people.
+    pub device: String,
+    /// Why nothing faster computes, for people.
+    pub notes: Vec<String>,
     /// May hold the embedding and the head.
     pub trusted: bool,
     /// What it may be given to hold.
@@ -431,6 +462,16 @@ pub struct ModelView {
     pub name: String,
     /// L.
     pub layers: u32,
+    /// Weight bytes of the largest layer.
+    pub layer_bytes_max: u64,
+    /// Weight bytes of all parts, each blob once.
+    pub weight_bytes: u64,
+    /// KV bytes of one position in one layer, in the class that needs the most.
+    pub kv_bytes_per_position: u64,
+    /// Longest session, positions.
+    pub context: u32,
+    /// Names of the classes that its workers may compute in, the preferred ones first.
+    pub classes: Vec<String>,
     /// Whether every part is ready somewhere.
     pub covered: bool,
     /// What is not, for people: `the embedding, layers 3..=7, the head`.
@@ -452,6 +493,12 @@ pub struct WorkerView {
     pub kind: WorkerKind,
     /// What computes.
     pub backend: String,
+    /// The device that computes; empty if unknown.
+    pub device: String,
+    /// Why nothing faster computes.
+    pub notes: Vec<String>,
+    /// Whether nobody sees its tab.
+    pub hidden: bool,
     /// May hold the ends.
     pub trusted: bool,
     /// `idle`, `loading`, `ready` or `draining`.
@@ -480,6 +527,8 @@ pub struct ShardView {
     pub assignment: AssignmentId,
     /// Of which model.
     pub model: String,
+    /// What it computes in.
+    pub class: String,
     /// First and last layer, 0-based, if it holds any.
     pub layers: Option<(u32, u32)>,
     /// Whether it holds the embedding.

@@ -29,6 +29,8 @@ pub struct Worker {
     pub spec: WorkerSpec,
     /// Takes no new sessions and leaves when its steps are answered.
     pub draining: bool,
+    /// Nobody sees its tab: its browser may slow it down or freeze it.
+    pub hidden: bool,
     /// Its shards.
     pub held: BTreeMap<AssignmentId, Held>,
     /// Steps sent and not answered, by number.
@@ -51,6 +53,8 @@ pub struct Worker {
 pub struct Held {
     /// Index of the model.
     pub model: usize,
+    /// What it computes in.
+    pub class: String,
     /// Parts.
     pub span: Span,
     /// Takes steps.
@@ -116,6 +120,7 @@ impl Worker {
             hop_s: if spec.kind == WorkerKind::Embedded { 0.0 } else { HOP_UNKNOWN_S },
             spec,
             draining: false,
+            hidden: false,
             held: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             measured: false,

@@ -174,6 +174,11 @@ impl Scheduler {
             Event::Join(spec) => self.join(spec),
             Event::Leave { worker, reason } => self.lose_worker(worker, &reason),
             Event::Drain { worker, reason } => self.drain(worker, reason),
+            Event::Visibility { worker, hidden } => {
+                if let Some(w) = self.workers.get_mut(&worker) {
+                    w.hidden = hidden;
+                }
+            }
             Event::Ready { worker, assignment } => self.shard_ready(worker, assignment),
             Event::Progress { worker, assignment, bytes_done } => {
                 self.shard_progress(worker, assignment, bytes_done);

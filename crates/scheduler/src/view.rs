@@ -2,9 +2,10 @@
 
 use std::collections::BTreeSet;
 
-use protocol::AssignmentId;
+use protocol::{AssignmentId, Span};
 
 use crate::Scheduler;
+use crate::cover::unique_bytes;
 use crate::event::{FleetView, ModelView, SessionView, ShardView, WorkerView};
 use crate::fleet::{Worker, layer_count};
 use crate::session::{Phase, Session};
@@ -69,9 +70,15 @@ impl Scheduler {
             Some(shortfall) => format!("{missing} ({shortfall})"),
             None => missing,
         });
+        let layers = (1..spec.parts.len() as u32 - 1).map(|first| Span { first, end: first + 1 });
         ModelView {
             name: spec.name.clone(),
             layers: spec.parts.len() as u32 - 2,
+            layer_bytes_max: layers.map(|span| unique_bytes(spec, span)).max().unwrap_or(0),
+            weight_bytes: unique_bytes(spec, self.models[model].whole()),
+            kv_bytes_per_position: spec.kv_bytes_per_position(),
+            context: spec.context,
+            classes: spec.classes.iter().map(|class| class.name.clone()).collect(),
             covered: missing.is_none(),
             missing,
             replicas: self.replicas(model, |h| h.ready),
@@ -94,6 +101,7 @@ impl Scheduler {
             ShardView {
                 assignment: *assignment,
                 model: model.name.clone(),
+                class: held.class.clone(),
                 layers: (layers > 0).then(|| (first, first + layers - 1)),
                 embedding: held.span.first == 0,
                 head: held.span.end == last + 1,
@@ -115,6 +123,9 @@ impl Scheduler {
             name: spec.name.clone(),
             kind: spec.kind,
             backend: spec.backend.clone(),
+            device: spec.device.clone(),
+            notes: spec.notes.clone(),
+            hidden: worker.hidden,
             trusted: spec.trusted,
             state,
             memory_bytes: spec.memory_bytes,

@@ -6,8 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use protocol::{BlobRef, Frame, FrameKind, SessionId, Status, ToWorker, WorkerId, WorkerKind};
 use scheduler::{
-    Action, Config, Doing, Event, Holds, ModelSpec, Note, PartSpec, Request, RequestError,
-    RequestId, Scheduler, Time, WorkerSpec,
+    Action, ClassSpec, Config, Doing, Event, Holds, ModelSpec, Note, PartSpec, Request,
+    RequestError, RequestId, Scheduler, Time, WorkerSpec,
 };
 
 const MIB: u64 = 1 << 20;
@@ -41,12 +41,11 @@ fn model() -> ModelSpec {
     ModelSpec {
         name: "m".into(),
         manifest: blob("a", 100),
-        class: "canonical-1".into(),
+        classes: vec![ClassSpec { name: "canonical-1".into(), kv_bytes_per_position: 16 }],
         parts,
         d_model: D_MODEL,
         vocab: VOCAB,
         context: 1000,
-        kv_bytes_per_position: 16,
     }
 }
 
@@ -120,6 +119,8 @@ impl Bench {
             name: format!("w{id}"),
             kind: WorkerKind::Native,
             backend: "cpu".into(),
+            device: String::new(),
+            notes: Vec::new(),
             trusted,
             holds,
             memory_bytes,

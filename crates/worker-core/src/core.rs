@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use protocol::{
-    AssignmentId, BlobHash, FromWorker, Hello, PROTOCOL_VERSION, ToWorker, challenge_bytes,
-    clean_text,
+    AssignmentId, BlobHash, FromWorker, Hello, NAME_BYTES_MAX, NOTE_BYTES_MAX, NOTES_MAX,
+    PROTOCOL_VERSION, ToWorker, challenge_bytes, clean_text, clean_text_to,
 };
 
 use crate::assignments::{Blob, Held};
@@ -18,6 +18,8 @@ pub struct WorkerCore {
     pub(crate) config: Config,
     phase: Phase,
     drain: Option<Drain>,
+    /// Whether nobody sees the worker's tab.
+    hidden: bool,
     pub(crate) assignments: BTreeMap<AssignmentId, Held>,
     pub(crate) blobs: BTreeMap<BlobHash, Blob>,
     /// What came in and touches shards, in order.
@@ -61,6 +63,7 @@ impl WorkerCore {
             config,
             phase: Phase::Greeting,
             drain: None,
+            hidden: false,
             assignments: BTreeMap::new(),
             blobs: BTreeMap::new(),
             waiting: VecDeque::new(),
@@ -75,6 +78,7 @@ impl WorkerCore {
         match event {
             Event::Disconnected => self.disconnected(),
             Event::Drain { reason } => self.begin_drain(now, &reason),
+            Event::Visibility { hidden } => self.visibility(hidden),
             Event::Tick => {}
             // What the coordinator asked for is void, so its outcomes are too.
             _ if self.phase == Phase::Closed => {}
@@ -140,11 +144,15 @@ impl WorkerCore {
             (Phase::Introduced, ToWorker::Welcome { worker, blob_token, trusted }) => {
                 self.phase = Phase::Joined;
                 self.act(Action::Joined { worker, blob_token, trusted });
+                if self.hidden {
+                    self.act(Action::Send(FromWorker::Visibility { hidden: true }));
+                }
                 self.say_drain();
             }
             (_, ToWorker::Dismiss { reason, retry }) => self.close(&reason, retry),
             (_, ToWorker::Ping { nonce }) => self.act(Action::Send(FromWorker::Pong { nonce })),
             (Phase::Joined, ToWorker::Assign(assignment)) => self.assign(assignment),
+            (Phase::Joined, ToWorker::Idle { reason }) => self.act(Action::Idle { reason }),
             (Phase::Joined, ToWorker::Unassign { assignment }) => self.unassign(assignment),
             (Phase::Joined, ToWorker::Fork { assignment, from, to, epoch, positions }) => {
                 self.fork_came(assignment, from, to, epoch, positions);
@@ -164,6 +172,7 @@ impl WorkerCore {
         }
         self.phase = Phase::Introduced;
         let config = &self.config;
+        let notes = config.notes.iter().take(NOTES_MAX);
         let hello = Hello {
             protocol: PROTOCOL_VERSION,
             public_key,
@@ -172,13 +181,15 @@ impl WorkerCore {
             name: config.name.clone(),
             kind: config.kind,
             backend: config.backend.clone(),
+            device: clean_text_to(&config.device, NAME_BYTES_MAX),
+            notes: notes.map(|note| clean_text_to(note, NOTE_BYTES_MAX)).collect(),
             classes: config.classes.clone(),
             memory_bytes: config.memory_bytes,
             bytes_per_s: config.bytes_per_s,
             step_credits: config.step_credits,
             cached,
         };
-        self.act(Action::Send(FromWorker::Hello(hello)));
+        self.act(Action::Send(FromWorker::Hello(Box::new(hello))));
     }
 
     /// Everything that this connection asked for is over; the cache on disk stays.
@@ -190,6 +201,14 @@ impl WorkerCore {
             self.drop_assignment(id);
         }
         self.phase = Phase::Greeting;
+    }
+
+    fn visibility(&mut self, hidden: bool) {
+        let changed = std::mem::replace(&mut self.hidden, hidden) != hidden;
+        // A coordinator that is joined later is told then.
+        if changed && self.phase == Phase::Joined {
+            self.act(Action::Send(FromWorker::Visibility { hidden }));
+        }
     }
 
     fn begin_drain(&mut self, now: u64, reason: &str) {
@@ -268,6 +287,7 @@ fn name(message: &ToWorker) -> &'static str {
         ToWorker::Fork { .. } => "fork",
         ToWorker::Truncate { .. } => "truncate",
         ToWorker::Ping { .. } => "ping",
+        ToWorker::Idle { .. } => "idle",
         ToWorker::Dismiss { .. } => "dismiss",
     }
 }

@@ -15,6 +15,12 @@ pub struct Config {
     pub kind: WorkerKind,
     /// What computes (`cpu`, `wgpu`, ...).
     pub backend: String,
+    /// The device that computes, for people; empty if unknown. What is beyond
+    /// [`protocol::NAME_BYTES_MAX`] is cut.
+    pub device: String,
+    /// For people: why nothing faster computes, which kernel variants failed their self-test.
+    /// What is beyond [`protocol::NOTES_MAX`] and [`protocol::NOTE_BYTES_MAX`] is cut.
+    pub notes: Vec<String>,
     /// Numerics classes that it computes in; an assignment in another one fails.
     pub classes: Vec<String>,
     /// Memory it lends, bytes; assignments whose weights alone exceed it fail.
@@ -95,6 +101,11 @@ pub enum Event {
         /// where the run's span ends with the head.
         result: Result<Bytes, RunFault>,
     },
+    /// The worker's tab was hidden or shown again; it is shown until told otherwise.
+    Visibility {
+        /// Whether nobody sees it.
+        hidden: bool,
+    },
     /// The owner wants the worker to leave.
     Drain {
         /// Why, in words.
@@ -164,6 +175,11 @@ pub enum Action {
         blob_token: String,
         /// Whether the worker may hold the ends of a model.
         trusted: bool,
+    },
+    /// The coordinator has nothing for this worker to hold now: tell its owner.
+    Idle {
+        /// Why, in words.
+        reason: String,
     },
     /// Send a control message.
     Send(FromWorker),

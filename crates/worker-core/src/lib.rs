@@ -13,12 +13,14 @@
 //! session of an assignment that is over.
 
 mod assignments;
+pub mod backoff;
 mod core;
 mod event;
 mod limits;
 mod sessions;
 mod steps;
 
+pub use backoff::Backoff;
 pub use core::WorkerCore;
 pub use event::*;
 pub use limits::*;

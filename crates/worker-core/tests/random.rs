@@ -72,6 +72,8 @@ impl World {
             name: "w".into(),
             kind: WorkerKind::Native,
             backend: "cpu".into(),
+            device: String::new(),
+            notes: Vec::new(),
             classes: vec!["c".into()],
             memory_bytes: 1000,
             bytes_per_s: [1.0; 2],
@@ -166,7 +168,11 @@ impl World {
             }
             Action::SendFrame(answer) => self.answered(&answer),
             Action::Close { reason, .. } => panic!("closed: {reason}"),
-            Action::Joined { .. } | Action::Send(_) | Action::Forget(_) | Action::Drained => {}
+            Action::Joined { .. }
+            | Action::Send(_)
+            | Action::Forget(_)
+            | Action::Idle { .. }
+            | Action::Drained => {}
         }
     }
 

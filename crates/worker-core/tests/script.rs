@@ -3,7 +3,7 @@
 //! Events: `assign`, `blob HASH [FAIL]`, `loaded`, `step N[/FIRST..END] SEG...`, `done`,
 //! `short` (an answer of the wrong length), `fault KIND SESSION [HELD]`, `fork FROM TO EPOCH
 //! POSITIONS`, `truncate SESSION EPOCH POSITIONS`, `unassign`, `drain`, `ms N`, `disconnect`,
-//! `ping N`. A segment is `sSESSIONeEPOCH@POSITION+ROWS`. The assignment is parts 1..4 of a
+//! `ping N`, `idle REASON`, `hidden`, `shown`. A segment is `sSESSIONeEPOCH@POSITION+ROWS`. The assignment is parts 1..4 of a
 //! model with 6 layers, width 2; `join ends` assigns all of it instead.
 
 use std::fmt::Write;
@@ -28,22 +28,28 @@ fn hash(digit: char) -> BlobHash {
     String::from(digit).repeat(64)
 }
 
+fn config(memory_bytes: u64) -> Config {
+    Config {
+        name: "w".into(),
+        kind: WorkerKind::Native,
+        backend: "cpu".into(),
+        device: String::new(),
+        notes: Vec::new(),
+        classes: vec!["canonical-1".into()],
+        memory_bytes,
+        bytes_per_s: [1.0; 2],
+        step_credits: 3,
+        token: None,
+    }
+}
+
 impl Script {
     fn new(span: Span) -> Script {
         Script::lending(span, 1000)
     }
 
     fn lending(span: Span, memory_bytes: u64) -> Script {
-        let core = WorkerCore::new(Config {
-            name: "w".into(),
-            kind: WorkerKind::Native,
-            backend: "cpu".into(),
-            classes: vec!["canonical-1".into()],
-            memory_bytes,
-            bytes_per_s: [1.0; 2],
-            step_credits: 3,
-            token: None,
-        });
+        let core = WorkerCore::new(config(memory_bytes));
         Script { core, now: 0, run: None, loading: None, span }
     }
 
@@ -54,6 +60,11 @@ impl Script {
     }
 
     fn greet(&mut self) {
+        assert_eq!(self.welcomed(), "joined 9 t true");
+    }
+
+    /// Joins; what the worker does after the welcome.
+    fn welcomed(&mut self) -> String {
         let nonce = hash('0');
         let challenge = ToWorker::Challenge { protocol: PROTOCOL_VERSION, nonce: nonce.clone() };
         let signing = self.send(Event::Control(challenge));
@@ -63,7 +74,7 @@ impl Script {
         assert_eq!(self.send(signed), "hello");
         let blob_token = "t".to_string();
         let welcome = ToWorker::Welcome { worker: WorkerId(9), blob_token, trusted: true };
-        assert!(self.send(Event::Control(welcome)).starts_with("joined 9"));
+        self.send(Event::Control(welcome))
     }
 
     /// A worker that holds the assignment.
@@ -170,6 +181,9 @@ impl Script {
                 Event::Control(ToWorker::Dismiss { reason: words[1].into(), retry: false })
             }
             "ping" => Event::Control(ToWorker::Ping { nonce: n(1).into() }),
+            "idle" => Event::Control(ToWorker::Idle { reason: words[1].into() }),
+            "hidden" => Event::Visibility { hidden: true },
+            "shown" => Event::Visibility { hidden: false },
             "drain" => Event::Drain { reason: "SIGTERM".into() },
             "ms" => {
                 self.now += 1000 * u64::from(n(1));
@@ -230,6 +244,7 @@ fn show(action: &Action) -> String {
             format!("progress {bytes_done}/{bytes_total}")
         }
         Action::Send(FromWorker::Drain { reason }) => format!("leaving: {reason}"),
+        Action::Send(FromWorker::Visibility { hidden }) => format!("hidden {hidden}"),
         Action::Send(FromWorker::Pong { nonce }) => format!("pong {nonce}"),
         Action::SendFrame(frame) => {
             assert_eq!(frame.validate(), Ok(()));
@@ -257,6 +272,7 @@ fn show(action: &Action) -> String {
         Action::Truncate { session, positions, .. } => format!("truncate {session} {positions}"),
         Action::Release { session, .. } => format!("release {session}"),
         Action::Unload { .. } => "unload".into(),
+        Action::Idle { reason } => format!("idle: {reason}"),
         Action::Close { reason, retry } => format!("close {retry}: {reason}"),
         Action::Drained => "drained".into(),
     }
@@ -275,6 +291,42 @@ fn check_from(mut worker: Script, script: &str) {
         let (event, expected) = line.split_once("=>").expect("event => actions");
         assert_eq!(worker.line(event), expected.trim(), "after `{}`", event.trim());
     }
+}
+
+#[test]
+fn a_tab_says_when_nobody_sees_it_and_its_owner_learns_why_it_idles() {
+    let mut worker = Script::new(MIDDLE);
+    // Before there is a connection it is remembered, and said after the welcome.
+    assert_eq!(worker.play("hidden"), [""]);
+    assert_eq!(worker.welcomed(), "joined 9 t true; hidden true");
+    check_from(
+        worker,
+        "hidden =>
+         shown  => hidden false
+         shown  =>
+         hidden => hidden true
+         idle full => idle: full",
+    );
+}
+
+#[test]
+fn what_describes_a_device_is_cut_to_what_a_hello_may_say() {
+    let mut worker = Script::new(MIDDLE);
+    let long = |bytes: usize| "é".repeat(bytes);
+    worker.core = WorkerCore::new(Config {
+        device: long(NAME_BYTES_MAX),
+        notes: vec![long(NOTE_BYTES_MAX); NOTES_MAX + 1],
+        ..config(1000)
+    });
+    let nonce = hash('0');
+    worker.send(Event::Control(ToWorker::Challenge { protocol: PROTOCOL_VERSION, nonce }));
+    let signed =
+        Event::Signed { public_key: hash('1'), signature: hash('2').repeat(2), cached: Vec::new() };
+    worker.core.handle(0, signed);
+    let Some(Action::Send(hello)) = worker.core.poll_action() else { panic!("no hello") };
+    assert_eq!(hello.validate(), Ok(()));
+    let FromWorker::Hello(hello) = hello else { panic!("no hello") };
+    assert_eq!((hello.device.len(), hello.notes.len()), (NAME_BYTES_MAX, NOTES_MAX));
 }
 
 #[test]

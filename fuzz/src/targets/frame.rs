@@ -200,6 +200,7 @@ fn to_worker() -> Vec<ToWorker> {
             kv_pages: 64,
         }),
         ToWorker::Truncate { assignment, session: SessionId(1), epoch: 4, positions: 100 },
+        ToWorker::Idle { reason: "all layers are held".into() },
         ToWorker::Dismiss { reason: "restarting".into(), retry: true },
     ]
 }
@@ -207,7 +208,7 @@ fn to_worker() -> Vec<ToWorker> {
 fn from_worker() -> Vec<FromWorker> {
     let assignment = AssignmentId(7);
     vec![
-        FromWorker::Hello(Hello {
+        FromWorker::Hello(Box::new(Hello {
             protocol: PROTOCOL_VERSION,
             public_key: "1".repeat(64),
             signature: "2".repeat(128),
@@ -215,13 +216,16 @@ fn from_worker() -> Vec<FromWorker> {
             name: "otter".into(),
             kind: WorkerKind::Native,
             backend: "cpu".into(),
+            device: "llvmpipe".into(),
+            notes: vec!["no GPU".into()],
             classes: vec!["canonical-1".into()],
             memory_bytes: 1 << 30,
             bytes_per_s: [1e9, 2e9],
             step_credits: 2,
             cached: vec!["d".repeat(64)],
-        }),
+        })),
         FromWorker::Progress { assignment, bytes_done: 5, bytes_total: 10 },
+        FromWorker::Visibility { hidden: true },
         FromWorker::Failed { assignment, reason: "disk full".into() },
     ]
 }
