@@ -2,19 +2,18 @@
 
 use std::collections::BTreeMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::pin::pin;
 use std::sync::{Arc, Weak, mpsc};
+use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
-use bytes::Bytes;
-use engine::{Class, Input, Limits, Output, StepError, kv_page_bytes};
+use engine::BlobBytes;
 use memmap2::Mmap;
-use model::Manifest;
-use protocol::payload::{elements, to_payload};
-use protocol::{Assignment, BlobHash, Dtype, SessionId};
-use worker_core::{Event, Run, RunFault, RunId, Shape, ShardKey};
+use protocol::{Assignment, BlobHash, SessionId};
+use shards::{Blobs, Computer, Shards};
+use worker_core::{Event, Run, RunFault, ShardKey};
 
 use crate::shell::Shared;
-use crate::spans::SpanShards;
 
 /// Longest rest after a step.
 const REST_MAX: Duration = Duration::from_secs(20);
@@ -31,12 +30,9 @@ pub(crate) enum Command {
     Unload { shard: ShardKey },
 }
 
-/// A loaded shard, or why it takes no more steps.
-type Slot = Result<SpanShards, String>;
-
 /// What the compute thread works with.
 pub(crate) struct Compute {
-    pub(crate) threads: u32,
+    pub(crate) computer: Computer,
     /// Of the time, computing and resting together.
     pub(crate) intensity_percent: u8,
     pub(crate) memory_bytes: u64,
@@ -46,54 +42,46 @@ impl Compute {
     /// Executes commands until their sender is gone. Outcomes go straight into the worker's
     /// state machine, on this thread, so that the next step starts without a wake-up.
     pub(crate) fn run(self, commands: &mpsc::Receiver<Command>, shared: &Weak<Shared>) {
-        let mut shards: BTreeMap<ShardKey, Slot> = BTreeMap::new();
+        let mut shards = Shards::new(self.computer, self.memory_bytes);
         while let Ok(command) = commands.recv() {
             let began = Instant::now();
             let event = match command {
                 Command::Load { shard, assignment, blobs } => {
-                    let loaded = catch_unwind(AssertUnwindSafe(|| self.load(&assignment, blobs)));
-                    let loaded = loaded.unwrap_or_else(|panic| {
-                        Err(format!("loading panicked: {}", panic_text(&*panic)))
-                    });
-                    let event = match loaded {
-                        Ok((loaded, shape)) => {
-                            shards.insert(shard, Ok(loaded));
-                            Event::Loaded { shard, shape }
-                        }
+                    let mut blobs: Blobs =
+                        blobs.into_iter().map(|(hash, map)| (hash, map as BlobBytes)).collect();
+                    let loaded = catch(|| block_on(shards.load(shard, &assignment, &mut blobs)));
+                    Some(match loaded {
+                        Ok(Ok(shape)) => Event::Loaded { shard, shape },
+                        Ok(Err(error)) => Event::LoadFailed { shard, reason: error.to_string() },
                         Err(reason) => Event::LoadFailed { shard, reason },
-                    };
-                    Some(event)
+                    })
                 }
                 Command::Run(run) => {
-                    let (run, result) = execute(&mut shards, run);
+                    let ran = guarded(&mut shards, run.shard, |s| block_on(s.run(&run)));
+                    let result = ran.unwrap_or_else(|reason| Err(RunFault::Broken(reason)));
+                    if let Err(RunFault::BadStep(reason)) = &result {
+                        tracing::error!("the engine refused a step that was checked: {reason}");
+                    }
                     // Before the answer: whoever waits for it sees how fast this worker is.
                     rest(began.elapsed(), self.intensity_percent, || is_leaving(shared));
                     let compute_us = u32::try_from(began.elapsed().as_micros());
-                    Some(Event::RunDone { run, compute_us: compute_us.unwrap_or(u32::MAX), result })
+                    let compute_us = compute_us.unwrap_or(u32::MAX);
+                    Some(Event::RunDone { run: run.id, compute_us, result })
                 }
                 Command::Fork { shard, from, to, positions } => {
-                    guarded(shards.get_mut(&shard), |loaded| {
-                        let forked = loaded.fork(from.0, to.0, positions);
-                        forked.map_err(|error| format!("fork: {error}"))
-                    });
+                    let _ = guarded(&mut shards, shard, |s| s.fork(shard, from, to, positions));
                     None
                 }
                 Command::Truncate { shard, session, positions } => {
-                    guarded(shards.get_mut(&shard), |loaded| {
-                        loaded.truncate(session.0, positions);
-                        Ok(())
-                    });
+                    let _ = guarded(&mut shards, shard, |s| s.truncate(shard, session, positions));
                     None
                 }
                 Command::Release { shard, session } => {
-                    guarded(shards.get_mut(&shard), |loaded| {
-                        loaded.release(session.0);
-                        Ok(())
-                    });
+                    let _ = guarded(&mut shards, shard, |s| s.release(shard, session));
                     None
                 }
                 Command::Unload { shard } => {
-                    shards.remove(&shard);
+                    shards.unload(shard);
                     None
                 }
             };
@@ -103,110 +91,36 @@ impl Compute {
             }
         }
     }
-
-    /// Loads a shard from its mapped blobs, the manifest among them.
-    fn load(
-        &self,
-        assignment: &Assignment,
-        blobs: BTreeMap<BlobHash, Arc<Mmap>>,
-    ) -> Result<(SpanShards, Shape), String> {
-        let manifest = blobs.get(&assignment.manifest.hash).ok_or("the manifest is not here")?;
-        let manifest = Manifest::from_bytes(manifest).map_err(|e| format!("manifest: {e}"))?;
-        let class = Class::from_name(&assignment.class)
-            .ok_or_else(|| format!("class {} is not known", assignment.class))?;
-        let span = assignment.span.first..assignment.span.end;
-        let page_bytes = kv_page_bytes(&manifest, span, class);
-        let kv_bytes = u64::from(assignment.kv_pages).saturating_mul(page_bytes);
-        let (weights, lent) = (assignment.weight_bytes(), self.memory_bytes);
-        if weights.saturating_add(kv_bytes) > lent {
-            return Err(format!(
-                "weights of {weights} bytes and a KV cache of {kv_bytes} exceed the {lent} lent"
-            ));
-        }
-        let dims = manifest.dims;
-        let shape = Shape { layers: dims.layers, d_model: dims.d_model, vocab: dims.vocab };
-        let limits = Limits::new(assignment.kv_pages, self.threads);
-        let loaded = SpanShards::load(manifest, assignment.span, class, blobs, limits);
-        Ok((loaded.map_err(|e| e.to_string())?, shape))
-    }
 }
 
-/// Does something with a shard that works; a failure or a panic breaks the shard.
+/// Does something with a shard; a panic breaks that shard, not the worker, and is the error.
 fn guarded<T>(
-    slot: Option<&mut Result<T, String>>,
-    work: impl FnOnce(&mut T) -> Result<(), String>,
-) {
-    let Some(slot @ Ok(_)) = slot else { return };
-    let done = catch_unwind(AssertUnwindSafe(|| slot.as_mut().map_or(Ok(()), work)));
-    match done {
-        Ok(Ok(())) => {}
-        Ok(Err(reason)) => *slot = Err(reason),
-        Err(panic) => {
-            let reason = format!("the engine panicked: {}", panic_text(&*panic));
-            // Its threads may be in any state: joining them could hang.
-            std::mem::forget(std::mem::replace(slot, Err(reason)));
-        }
+    shards: &mut Shards,
+    shard: ShardKey,
+    work: impl FnOnce(&mut Shards) -> T,
+) -> Result<T, String> {
+    let done = catch(|| work(shards));
+    if let Err(reason) = &done {
+        shards.condemn(shard, reason);
     }
+    done
 }
 
-/// Runs a step and gives its outcome. A panic breaks that shard, not the worker.
-fn execute(shards: &mut BTreeMap<ShardKey, Slot>, run: Run) -> (RunId, Result<Bytes, RunFault>) {
-    let result = match shards.get_mut(&run.shard) {
-        None => Err(RunFault::Broken("the shard is not loaded".into())),
-        Some(Err(reason)) => Err(RunFault::Broken(reason.clone())),
-        Some(slot @ Ok(_)) => {
-            let stepped = catch_unwind(AssertUnwindSafe(|| match slot {
-                Ok(shards) => step(shards, &run),
-                Err(_) => unreachable!("matched above"),
-            }));
-            stepped.unwrap_or_else(|panic| {
-                let reason = format!("the engine panicked: {}", panic_text(&*panic));
-                // Its threads may be in any state: joining them could hang.
-                std::mem::forget(std::mem::replace(slot, Err(reason.clone())));
-                Err(RunFault::Broken(reason))
-            })
-        }
-    };
-    (run.id, result)
+fn catch<T>(work: impl FnOnce() -> T) -> Result<T, String> {
+    catch_unwind(AssertUnwindSafe(work))
+        .map_err(|panic| format!("the engine panicked: {}", panic_text(&*panic)))
 }
 
-fn step(shards: &mut SpanShards, run: &Run) -> Result<Bytes, RunFault> {
-    let segments: Vec<engine::Segment> = run
-        .segments
-        .iter()
-        .map(|s| engine::Segment {
-            session: s.session.0,
-            position: s.position,
-            rows: s.rows,
-            logits_rows: s.logits_rows,
-        })
-        .collect();
-    let output = match run.dtype {
-        Dtype::U32 => {
-            shards.step(run.span, &segments, Input::Tokens(&elements::<u32>(&run.payload)))
+/// Waits on this thread. The engine's futures wait for a device at most, which the engine
+/// itself polls: nothing wakes this thread from outside.
+fn block_on<T>(future: impl Future<Output = T>) -> T {
+    let mut future = pin!(future);
+    let mut context = Context::from_waker(Waker::noop());
+    loop {
+        match future.as_mut().poll(&mut context) {
+            Poll::Ready(value) => return value,
+            Poll::Pending => std::thread::yield_now(),
         }
-        Dtype::F32 => {
-            shards.step(run.span, &segments, Input::Hidden(&elements::<f32>(&run.payload)))
-        }
-    };
-    match output {
-        Ok(Output::Hidden(values) | Output::Logits(values)) => Ok(to_payload(values)),
-        Err(error) => Err(fault(error)),
-    }
-}
-
-fn fault(error: StepError) -> RunFault {
-    match error {
-        StepError::Shape(reason) => {
-            tracing::error!("the engine refused a step that was checked: {reason}");
-            RunFault::BadStep(reason)
-        }
-        StepError::Gap { session, held, .. } => RunFault::Gap { session: SessionId(session), held },
-        StepError::KvFull { session, .. } => RunFault::KvFull { session: SessionId(session) },
-        StepError::NumericFault { session, .. } => {
-            RunFault::Numeric { session: SessionId(session) }
-        }
-        StepError::Token { session, .. } => RunFault::BadInput { session: SessionId(session) },
     }
 }
 
@@ -243,19 +157,11 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_failure_or_a_panic_breaks_the_shard_only() {
-        let mut slot = Ok(1);
-        guarded(Some(&mut slot), |n| {
-            *n += 1;
-            Ok(())
-        });
-        assert_eq!(slot, Ok(2));
-        guarded(Some(&mut slot), |_| panic!("at {}", "sea"));
-        assert_eq!(slot, Err("the engine panicked: at sea".to_string()));
-        guarded(Some(&mut slot), |_| panic!("a broken shard is left alone"));
-        let mut slot = Ok(1);
-        guarded(Some(&mut slot), |_| Err("full".into()));
-        assert_eq!(slot, Err("full".to_string()));
+    fn a_panic_breaks_the_shard_only() {
+        let mut shards = Shards::new(Computer::Cpu { threads: 1 }, 0);
+        let done = guarded(&mut shards, ShardKey(1), |_| panic!("at {}", "sea"));
+        assert_eq!(done, Err::<(), _>("the engine panicked: at sea".to_string()));
+        assert_eq!(guarded(&mut shards, ShardKey(1), |_| 2), Ok(2));
     }
 
     #[test]

@@ -6,13 +6,11 @@
 //! WebSocket and comes back when the connection is lost.
 //!
 //! ```text
-//! socket or channel ──> serve ──> WorkerCore ──> compute thread ──> engine::Shard
+//! socket or channel ──> serve ──> WorkerCore ──> compute thread ──> Shards
 //!        ^                            │  └─────> blobs: cache, HTTP
 //!        └────────────────────────────┘
 //! ```
 
-pub mod backoff;
-pub mod benchmark;
 pub mod blobs;
 pub mod client;
 mod compute;
@@ -22,9 +20,10 @@ pub mod machine;
 pub mod options;
 mod shell;
 pub mod socket;
-mod spans;
 
 pub use blobs::{BlobError, BlobSource};
 pub use identity::Identity;
 pub use link::{Down, Link, Up};
+pub use shards::Computer;
 pub use shell::{End, Setup, Worker};
+pub use worker_core::backoff;

@@ -11,6 +11,15 @@ pub fn threads() -> u32 {
     std::thread::available_parallelism().map_or(1, |n| u32::try_from(n.get()).unwrap_or(1))
 }
 
+/// How fast the CPU works through weights: see [`shards::benchmark::bytes_per_s`].
+///
+/// # Errors
+/// The engine does not run here; why, in words.
+pub fn bytes_per_s(threads: u32) -> Result<[f64; 2], String> {
+    let start = std::time::Instant::now();
+    shards::benchmark::bytes_per_s(threads, || start.elapsed().as_secs_f64())
+}
+
 /// The machine's name, for people.
 pub fn name() -> String {
     let from_file = || fs::read_to_string("/proc/sys/kernel/hostname").ok();
@@ -18,6 +27,13 @@ pub fn name() -> String {
     let name = from_file().or_else(from_env).unwrap_or_default();
     let name: String = name.trim().chars().filter(|c| !c.is_control()).take(64).collect();
     if name.is_empty() { "worker".into() } else { name }
+}
+
+/// The processor's name, for people; empty where the system does not say.
+pub fn processor() -> String {
+    let info = fs::read_to_string("/proc/cpuinfo").unwrap_or_default();
+    let name = info.lines().find_map(|line| line.strip_prefix("model name"));
+    name.and_then(|rest| rest.split_once(':')).map_or(String::new(), |(_, name)| name.trim().into())
 }
 
 /// Memory that can be had now, bytes: what the system calls available, or what the control

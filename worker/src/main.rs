@@ -10,7 +10,7 @@ use tracing_subscriber::EnvFilter;
 use worker::blobs::{Cache, Http};
 use worker::client::{self, ClientError};
 use worker::options::{Flags, Options};
-use worker::{BlobSource, Identity, Setup, Worker, benchmark, identity, machine, socket};
+use worker::{BlobSource, Computer, Identity, Setup, Worker, identity, machine, socket};
 use worker_core::Config;
 
 /// Ended by a dismissal that says not to come back.
@@ -74,7 +74,7 @@ async fn run(options: Options) -> Result<(), Failure> {
     let (identity, name) = open_identity(&options).map_err(|e| e.to_string())?;
     let source = blob_source(&options, &url, tls.clone())?;
     let threads = options.threads;
-    let bytes_per_s = tokio::task::spawn_blocking(move || benchmark::bytes_per_s(threads)).await;
+    let bytes_per_s = tokio::task::spawn_blocking(move || machine::bytes_per_s(threads)).await;
     let bytes_per_s = bytes_per_s.map_err(|e| format!("the benchmark failed: {e}"))??;
     tracing::info!(
         "{name}: {threads} threads, {:.1} GB/s of weights at 1 row and {:.1} at 8; lends {:.2} GB ({})",
@@ -83,13 +83,15 @@ async fn run(options: Options) -> Result<(), Failure> {
         options.memory_bytes as f64 / 1e9,
         options.memory_reason,
     );
-    let classes = [engine::Class::Canonical1, engine::Class::ExactF32];
+    let computer = Computer::Cpu { threads };
     let setup = Setup {
         config: Config {
             name,
             kind: WorkerKind::Native,
-            backend: "cpu".into(),
-            classes: classes.map(|c| c.name().to_string()).to_vec(),
+            backend: computer.backend().into(),
+            device: machine::processor(),
+            notes: Vec::new(),
+            classes: computer.classes(),
             memory_bytes: options.memory_bytes,
             bytes_per_s,
             step_credits: options.step_credits,
@@ -97,7 +99,7 @@ async fn run(options: Options) -> Result<(), Failure> {
         },
         identity,
         blobs: source,
-        threads,
+        computer,
         intensity_percent: options.intensity_percent,
     };
     let worker = Worker::start(setup).map_err(|e| format!("no compute thread: {e}"))?;

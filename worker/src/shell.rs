@@ -9,6 +9,7 @@ use std::time::{Duration, Instant};
 
 use memmap2::Mmap;
 use protocol::{Assignment, AssignmentId, BlobHash, BlobRef, FromWorker, ToWorker};
+use shards::Computer;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use worker_core::{ASSIGNMENTS_MAX, Action, Config, Event, WorkerCore};
@@ -30,8 +31,8 @@ pub struct Setup {
     pub identity: Identity,
     /// Where weights come from.
     pub blobs: BlobSource,
-    /// Threads that compute.
-    pub threads: u32,
+    /// What computes.
+    pub computer: Computer,
     /// Share of the time that it computes, 1 to 100: it rests after each step. The rates of
     /// [`Config::bytes_per_s`] are those without rests, and are said of the worker in this
     /// share.
@@ -119,7 +120,7 @@ impl Worker {
         setup.config.bytes_per_s = setup.config.bytes_per_s.map(|rate| rate * share);
         let (compute, commands) = std_mpsc::channel();
         let memory_bytes = setup.config.memory_bytes;
-        let (threads, intensity_percent) = (setup.threads, setup.intensity_percent);
+        let (computer, intensity_percent) = (setup.computer, setup.intensity_percent);
         let shared = Arc::new_cyclic(|this| Shared {
             state: Mutex::new(State {
                 core: WorkerCore::new(setup.config),
@@ -143,7 +144,7 @@ impl Worker {
         });
         let weak = Arc::downgrade(&shared);
         std::thread::Builder::new().name("compute".into()).spawn(move || {
-            let compute = Compute { threads, intensity_percent, memory_bytes };
+            let compute = Compute { computer, intensity_percent, memory_bytes };
             let ran = catch_unwind(AssertUnwindSafe(|| compute.run(&commands, &weak)));
             if ran.is_err()
                 && let Some(shared) = weak.upgrade()
@@ -301,6 +302,7 @@ impl Shared {
                 state.command(Command::Release { shard, session });
             }
             Action::Unload { shard } => state.command(Command::Unload { shard }),
+            Action::Idle { reason } => tracing::info!("holds nothing: {reason}"),
             Action::Close { reason, retry } => self.end(state, End::Closed { reason, retry }),
             Action::Drained => self.end(state, End::Drained),
         }
@@ -407,7 +409,10 @@ impl State {
                 tracing::warn!("assignment {assignment} failed: {reason}");
             }
             FromWorker::Drain { reason } => tracing::info!("leaving: {reason}"),
-            FromWorker::Hello(_) | FromWorker::Progress { .. } | FromWorker::Pong { .. } => {}
+            FromWorker::Hello(_)
+            | FromWorker::Progress { .. }
+            | FromWorker::Visibility { .. }
+            | FromWorker::Pong { .. } => {}
         }
     }
 }
@@ -426,6 +431,8 @@ mod tests {
                 name: "otter".into(),
                 kind: protocol::WorkerKind::Native,
                 backend: "cpu".into(),
+                device: String::new(),
+                notes: Vec::new(),
                 classes: vec![],
                 memory_bytes: 0,
                 bytes_per_s: [1.0; 2],
@@ -434,7 +441,7 @@ mod tests {
             },
             identity: Identity::ephemeral().unwrap(),
             blobs: BlobSource::folder(folder.path()),
-            threads: 1,
+            computer: Computer::Cpu { threads: 1 },
             intensity_percent: 100,
         };
         let worker = Worker::start(setup).unwrap();

@@ -15,7 +15,7 @@ use tokio::task::JoinHandle;
 use tokio::time::timeout;
 use worker::blobs::{Cache, Http};
 use worker::client::{self, ClientError};
-use worker::{BlobSource, Down, End, Identity, Link, Setup, Up, Worker, socket};
+use worker::{BlobSource, Computer, Down, End, Identity, Link, Setup, Up, Worker, socket};
 
 fn setup(blobs: BlobSource) -> Setup {
     Setup {
@@ -23,6 +23,8 @@ fn setup(blobs: BlobSource) -> Setup {
             name: "otter".into(),
             kind: WorkerKind::Native,
             backend: "cpu".into(),
+            device: String::new(),
+            notes: Vec::new(),
             classes: vec!["canonical-1".into()],
             memory_bytes: 1 << 30,
             bytes_per_s: [1e9; 2],
@@ -31,7 +33,7 @@ fn setup(blobs: BlobSource) -> Setup {
         },
         identity: Identity::ephemeral().unwrap(),
         blobs,
-        threads: 2,
+        computer: Computer::Cpu { threads: 2 },
         intensity_percent: 100,
     }
 }

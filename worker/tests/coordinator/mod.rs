@@ -188,7 +188,7 @@ impl Peer {
         key.verify_strict(&challenge_bytes(protocol, &nonce), &signature).unwrap();
         let (worker, blob_token) = (WorkerId(1), TOKEN.to_string());
         self.say(ToWorker::Welcome { worker, blob_token, trusted: true }).await;
-        hello
+        *hello
     }
 
     pub async fn say(&mut self, message: ToWorker) {

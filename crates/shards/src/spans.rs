@@ -6,12 +6,12 @@
 //! assignment's pages whatever parts they use, so the parts together stay within that.
 
 use std::collections::BTreeMap;
-use std::sync::Arc;
 
-use engine::{BlobBytes, Class, Input, Limits, LoadError, Output, Segment, Shard, StepError};
-use memmap2::Mmap;
+use engine::{Class, Input, Limits, LoadError, Output, Segment, Shard, StepError};
 use model::Manifest;
-use protocol::{BlobHash, Span};
+use protocol::Span;
+
+use crate::source::Blobs;
 
 /// Ranges of parts in use at once; past it one without sessions goes.
 const SPANS_MAX: usize = 16;
@@ -20,7 +20,7 @@ const SPANS_MAX: usize = 16;
 pub(crate) struct SpanShards {
     manifest: Manifest,
     class: Class,
-    blobs: BTreeMap<BlobHash, Arc<Mmap>>,
+    blobs: Blobs,
     limits: Limits,
     shards: BTreeMap<Span, Shard>,
     /// Where each session's KV lies.
@@ -33,7 +33,7 @@ impl SpanShards {
         manifest: Manifest,
         span: Span,
         class: Class,
-        blobs: BTreeMap<BlobHash, Arc<Mmap>>,
+        blobs: Blobs,
         limits: Limits,
     ) -> Result<SpanShards, LoadError> {
         let (shards, homes) = (BTreeMap::new(), BTreeMap::new());
@@ -51,7 +51,7 @@ impl SpanShards {
                     self.shards.remove(&unused);
                 }
             }
-            let get = |hash: &str| self.blobs.get(hash).map(|map| map.clone() as BlobBytes);
+            let get = |hash: &str| self.blobs.get(hash).cloned();
             let parts = span.first..span.end;
             let shard = Shard::load(&self.manifest, parts, self.class, get, self.limits)?;
             self.shards.insert(span, shard);
