@@ -1,4 +1,4 @@
-//! The commands of a checkout: `cargo xtask serve|test|ci|tidy|models|bench`.
+//! The commands of a checkout: `cargo xtask serve|web|test|ci|tidy|models|bench`.
 
 mod bench;
 mod models;
@@ -7,6 +7,7 @@ mod serve;
 mod test;
 mod tidy;
 mod tools;
+mod web;
 
 use std::path::{Path, PathBuf};
 use std::process::ExitCode;
@@ -16,8 +17,9 @@ use anyhow::{Result, bail};
 const HELP: &str = "\
 Usage: cargo xtask COMMAND
 
-  serve [FLAGS]           build the coordinator and run `coordinator serve FLAGS`; the default
+  serve [FLAGS]           build the pages and the coordinator, and run `coordinator serve FLAGS`; the default
                           model is fetched first (`cargo xtask serve --help` lists the flags)
+  web                     only build the pages and the worker in them, and print their folder
   test [--all-models]     install what the tests need and run all of them; --all-models also
                           fetches the 1.5B model (1.1 GB)
   ci                      test, and check that it left the checkout as it was
@@ -50,6 +52,12 @@ fn run(arguments: &[String]) -> Result<bool> {
     };
     match command.as_str() {
         "serve" => serve::run(rest).map(|()| true),
+        "web" => {
+            no_more(rest)?;
+            tools::ensure_wasm()?;
+            println!("{}", web::build()?.display());
+            Ok(true)
+        }
         "test" => test::run(all_models(rest)?),
         "ci" => {
             no_more(rest)?;

@@ -3,14 +3,17 @@
 use anyhow::{Context, Result};
 
 use crate::process::cargo;
+use crate::{tools, web};
 
-/// Builds the coordinator and runs `coordinator serve` with these flags, until it ends.
+/// Builds the pages and the coordinator, and runs `coordinator serve` with these flags, until it ends.
 ///
 /// On Unix the coordinator takes this process's place (cargo does the same), so signals reach
 /// it directly.
 pub fn run(flags: &[String]) -> Result<()> {
+    tools::ensure_wasm()?;
+    let pages = web::build()?;
     let mut command = cargo(&["run", "--release", "--package", "coordinator", "--", "serve"]);
-    command.args(flags);
+    command.args(flags).env(web::FOLDER_ENV, pages);
     #[cfg(unix)]
     {
         use std::os::unix::process::CommandExt;

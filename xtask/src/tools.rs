@@ -1,5 +1,6 @@
 //! What a machine must have, and installing what can be installed without a question.
 
+use std::path::Path;
 use std::process::Command;
 
 use anyhow::{Context, Result, bail};
@@ -17,6 +18,18 @@ pub fn ensure() -> Result<()> {
             println!("adding the component {component}");
             rustup(&["component", "add", component])?;
         }
+    }
+    ensure_wasm()
+}
+
+/// Makes sure of the wasm target, which the pages are compiled for.
+pub fn ensure_wasm() -> Result<()> {
+    // Without rustup the target may still be there.
+    let mut sysroot = Command::new("rustc");
+    sysroot.args(["--print", "target-libdir", "--target", WASM]).current_dir(crate::root());
+    let folder = output(&mut sysroot).unwrap_or_default();
+    if Path::new(String::from_utf8_lossy(&folder).trim()).is_dir() {
+        return Ok(());
     }
     let targets = rustup(&["target", "list", "--installed"])?;
     if !targets.lines().any(|line| line == WASM) {

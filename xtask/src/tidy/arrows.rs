@@ -5,15 +5,16 @@ use std::collections::BTreeSet;
 use super::metadata::Metadata;
 
 /// From, to. Dependencies of tests are free, and so are the packages that only test.
-const ARROWS: [(&str, &[&str]); 13] = [
+const ARROWS: [(&str, &[&str]); 14] = [
     ("coordinator", &["scheduler", "text", "model", "api", "protocol", "worker", "worker-core"]),
     ("worker", &["worker-core", "shards", "engine", "protocol", "model"]),
     ("shards", &["worker-core", "engine", "protocol", "model"]),
     ("web", &["api"]),
     ("scheduler", &["protocol"]),
     ("worker-core", &["protocol"]),
-    ("engine", &["model", "numerics"]),
+    ("engine", &["model", "numerics", "shaders"]),
     ("reference", &["model", "numerics"]),
+    ("shaders", &[]),
     ("protocol", &[]),
     ("api", &[]),
     ("model", &[]),

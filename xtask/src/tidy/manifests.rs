@@ -7,13 +7,18 @@ pub fn check(file: &str, text: &str) -> Vec<String> {
     }
     let mut problems = Vec::new();
     let mut section = "";
+    // Brackets that are open: a list that goes over several lines.
+    let mut depth = 0;
     for (index, line) in text.lines().enumerate() {
         let line = line.trim();
-        if line.starts_with('[') {
+        let inside = depth > 0;
+        if !inside && line.starts_with('[') {
             section = line;
             continue;
         }
-        if line.is_empty() || line.starts_with('#') || !section.contains("dependencies") {
+        depth += line.matches('[').count();
+        depth -= line.matches(']').count().min(depth);
+        if inside || line.is_empty() || line.starts_with('#') || !section.contains("dependencies") {
             continue;
         }
         let at = format!("{file}:{}", index + 1);
@@ -49,5 +54,7 @@ bytes = \"1\"
         let member = "[package]\nname = \"a\"\n[dev-dependencies]\nb.workspace = true\nc = \"1\"\n";
         assert_eq!(check("a/Cargo.toml", member).len(), 1);
         assert_eq!(check("a/other.toml", member).len(), 0);
+        let long = "[dependencies]\nb = { workspace = true, features = [\n\"x\",\n] }\nc = \"1\"\n";
+        assert_eq!(check("a/Cargo.toml", long).len(), 1);
     }
 }

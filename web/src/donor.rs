@@ -1,0 +1,321 @@
+//! What the page does with its worker: a state machine without a browser.
+//!
+//! The owner wishes (start, pause, finish), the machine may hold back (on battery, hidden,
+//! frozen), the worker answers. [`Donor::handle`] takes each of these as an [`Event`] and
+//! returns what to do about it.
+
+use api::{FromTab, TabPhase, TabStatus, ToTab};
+
+use crate::settings::Settings;
+
+/// What a paused worker may take to say so before it is ended, ms.
+pub const PAUSE_MS_MAX: u32 = 800;
+
+/// Something happened.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Event {
+    /// The owner wants it to run.
+    Start,
+    /// The owner wants it to stop at once.
+    Pause,
+    /// The owner wants it to answer what is at hand and stop.
+    Finish,
+    /// The owner wants all data here deleted.
+    Forget,
+    /// The owner changed a setting.
+    Settings(Settings),
+    /// The tab was hidden or shown.
+    Visibility {
+        /// Nobody sees it.
+        hidden: bool,
+    },
+    /// The machine's power changed; `None` where the browser does not say.
+    Charging(Option<bool>),
+    /// The browser freezes or unloads the page, or shows it again.
+    Frozen(bool),
+    /// The worker said something.
+    Said(Box<FromTab>),
+    /// The worker could not be loaded, or threw.
+    Broke(String),
+    /// [`PAUSE_MS_MAX`] are over since [`Effect::Deadline`] with this number.
+    Overdue(u32),
+}
+
+/// To be done.
+#[derive(Clone, Debug, PartialEq)]
+pub enum Effect {
+    /// Load the worker.
+    Spawn,
+    /// Tell it something.
+    Post(ToTab),
+    /// End it, whatever it is doing.
+    Terminate,
+    /// Come back with [`Event::Overdue`] after [`PAUSE_MS_MAX`].
+    Deadline(u32),
+    /// Delete what the page itself keeps.
+    ForgetSettings,
+}
+
+/// What the owner wants.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Wish {
+    /// Nothing runs.
+    Stopped,
+    /// It runs whenever it may.
+    Running,
+    /// It answers what is at hand, then stops.
+    Finishing,
+}
+
+/// Where the worker is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Worker {
+    Absent,
+    /// Its code is fetched.
+    Loading,
+    /// Loaded, computes nothing.
+    Resting,
+    Started,
+    Finishing,
+    /// Told to pause; the number of the deadline.
+    Pausing(u32),
+    /// Deletes its data.
+    Forgetting,
+}
+
+/// The page's side of a lent tab.
+#[derive(Clone, Debug)]
+pub struct Donor {
+    wish: Wish,
+    worker: Worker,
+    settings: Settings,
+    backend: Option<api::TabBackend>,
+    hidden: bool,
+    frozen: bool,
+    charging: Option<bool>,
+    forget: bool,
+    deadlines: u32,
+    /// What the worker said last.
+    pub status: TabStatus,
+    /// Why it stopped by itself, or what came of deleting.
+    pub notice: Option<String>,
+}
+
+impl Donor {
+    /// Nothing is loaded, nothing runs.
+    pub fn new(settings: Settings, backend: Option<api::TabBackend>) -> Donor {
+        Donor {
+            wish: Wish::Stopped,
+            worker: Worker::Absent,
+            settings,
+            backend,
+            hidden: false,
+            frozen: false,
+            charging: None,
+            forget: false,
+            deadlines: 0,
+            status: TabStatus::default(),
+            notice: None,
+        }
+    }
+
+    /// What the owner wants now.
+    pub fn wish(&self) -> Wish {
+        self.wish
+    }
+
+    /// Whether the worker has been told to compute, and has not left.
+    pub fn works(&self) -> bool {
+        matches!(self.worker, Worker::Started | Worker::Finishing)
+    }
+
+    /// Whether its code is on its way.
+    pub fn loads(&self) -> bool {
+        self.worker == Worker::Loading
+    }
+
+    /// Whether data is being deleted.
+    pub fn forgets(&self) -> bool {
+        self.forget
+    }
+
+    /// Why it does not run although its owner wants it to, in words.
+    pub fn held(&self) -> Option<&'static str> {
+        let stop_hidden = self.settings.stop_when_hidden;
+        if self.frozen {
+            Some("frozen by the browser")
+        } else if self.settings.only_charging && self.charging == Some(false) {
+            Some("on battery")
+        } else if stop_hidden && self.hidden {
+            Some("hidden")
+        } else {
+            None
+        }
+    }
+
+    /// Takes an event; returns what to do, in order.
+    pub fn handle(&mut self, event: Event) -> Vec<Effect> {
+        let mut effects = Vec::new();
+        match event {
+            Event::Start => {
+                self.notice = None;
+                self.wish = Wish::Running;
+            }
+            Event::Pause => self.wish = Wish::Stopped,
+            Event::Finish => self.finish(&mut effects),
+            Event::Forget if self.wish == Wish::Stopped => self.forget = true,
+            Event::Forget => {}
+            Event::Settings(settings) => {
+                let (before, now) =
+                    (self.settings.for_worker(self.backend), settings.for_worker(self.backend));
+                self.settings = settings;
+                if before != now && self.works() {
+                    effects.push(Effect::Post(ToTab::Set(now)));
+                }
+            }
+            Event::Visibility { hidden } => {
+                if self.hidden != hidden && self.works() {
+                    effects.push(Effect::Post(ToTab::Visibility { hidden }));
+                }
+                self.hidden = hidden;
+            }
+            Event::Charging(charging) => self.charging = charging,
+            Event::Frozen(frozen) => self.frozen = frozen,
+            Event::Said(said) => self.said(*said, &mut effects),
+            Event::Broke(why) => self.broke(why, &mut effects),
+            Event::Overdue(number) => {
+                if self.worker == Worker::Pausing(number) {
+                    effects.push(Effect::Terminate);
+                    self.left();
+                    self.worker = Worker::Absent;
+                }
+            }
+        }
+        self.settle(&mut effects);
+        effects
+    }
+
+    fn finish(&mut self, effects: &mut Vec<Effect>) {
+        if self.worker == Worker::Started {
+            self.wish = Wish::Finishing;
+            self.worker = Worker::Finishing;
+            let reason = "its owner lets it finish".to_owned();
+            effects.push(Effect::Post(ToTab::Finish { reason }));
+        } else if self.worker != Worker::Finishing {
+            self.wish = Wish::Stopped;
+        }
+    }
+
+    fn said(&mut self, said: FromTab, effects: &mut Vec<Effect>) {
+        match said {
+            FromTab::Loaded => {
+                if self.worker == Worker::Loading {
+                    self.worker = Worker::Resting;
+                }
+            }
+            FromTab::Status(status) => {
+                let paused = status.phase == TabPhase::Paused;
+                self.status = *status;
+                match self.worker {
+                    Worker::Pausing(_) if paused => self.worker = Worker::Resting,
+                    Worker::Finishing if paused => {
+                        self.worker = Worker::Resting;
+                        self.wish = Wish::Stopped;
+                    }
+                    // It left by itself: its data cap is reached, say.
+                    Worker::Started if paused => {
+                        self.worker = Worker::Resting;
+                        self.wish = Wish::Stopped;
+                        self.notice = Some(self.status.detail.clone()).filter(|d| !d.is_empty());
+                    }
+                    _ => {}
+                }
+            }
+            FromTab::Forgotten { disk_bytes } => {
+                if self.worker == Worker::Forgetting {
+                    self.worker = Worker::Resting;
+                    self.forget = false;
+                    self.status = TabStatus::default();
+                    let bytes = crate::words::bytes(disk_bytes);
+                    self.notice = Some(format!("All data is deleted ({bytes} of weights)."));
+                    effects.push(Effect::ForgetSettings);
+                }
+            }
+            FromTab::Failed { reason } => self.broke(reason, effects),
+        }
+    }
+
+    fn broke(&mut self, why: String, effects: &mut Vec<Effect>) {
+        if self.worker != Worker::Absent {
+            effects.push(Effect::Terminate);
+        }
+        self.worker = Worker::Absent;
+        self.wish = Wish::Stopped;
+        self.forget = false;
+        self.left();
+        self.notice = Some(why);
+    }
+
+    /// The worker is gone: what it gave stays in view, what it was doing does not.
+    fn left(&mut self) {
+        self.status.phase = TabPhase::Paused;
+        self.status.detail = String::new();
+        self.status.shards.clear();
+        self.status.fetching = None;
+        self.status.tokens_per_s = 0.0;
+        self.status.busy = 0.0;
+    }
+
+    /// Brings the worker to where it is wanted.
+    fn settle(&mut self, effects: &mut Vec<Effect>) {
+        let run = self.wish == Wish::Running && self.held().is_none();
+        match self.worker {
+            Worker::Absent if run || self.forget => {
+                self.worker = Worker::Loading;
+                effects.push(Effect::Spawn);
+            }
+            Worker::Resting if self.forget => {
+                self.worker = Worker::Forgetting;
+                effects.push(Effect::Post(ToTab::Forget));
+            }
+            Worker::Resting if run => {
+                self.worker = Worker::Started;
+                let settings = self.settings.for_worker(self.backend);
+                effects.push(Effect::Post(ToTab::Start(settings)));
+                if self.hidden {
+                    effects.push(Effect::Post(ToTab::Visibility { hidden: true }));
+                }
+            }
+            Worker::Started if !run => self.pause(effects),
+            Worker::Finishing if self.wish != Wish::Finishing || self.held().is_some() => {
+                // Wanted again or unwanted at all: either begins with leaving.
+                if self.wish == Wish::Finishing {
+                    self.wish = Wish::Stopped;
+                }
+                self.pause(effects);
+            }
+            Worker::Loading if !run && !self.forget => {
+                self.worker = Worker::Absent;
+                effects.push(Effect::Terminate);
+            }
+            Worker::Absent
+            | Worker::Loading
+            | Worker::Resting
+            | Worker::Started
+            | Worker::Finishing
+            | Worker::Pausing(_)
+            | Worker::Forgetting => {}
+        }
+    }
+
+    fn pause(&mut self, effects: &mut Vec<Effect>) {
+        self.deadlines += 1;
+        self.worker = Worker::Pausing(self.deadlines);
+        let reason = self.held().unwrap_or("paused by its owner").to_owned();
+        effects.push(Effect::Post(ToTab::Pause { reason }));
+        effects.push(Effect::Deadline(self.deadlines));
+    }
+}
+
+#[cfg(test)]
+mod tests;

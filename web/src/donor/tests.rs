@@ -1,0 +1,231 @@
+//! What the owner does, what the machine does, and what the worker is told.
+
+use api::{FromTab, TabPhase, TabStatus, ToTab};
+
+use super::{Donor, Effect, Event, Wish};
+use crate::settings::Settings;
+
+fn donor() -> Donor {
+    Donor::new(Settings::default(), None)
+}
+
+fn status(phase: TabPhase) -> Event {
+    Event::Said(Box::new(FromTab::Status(Box::new(TabStatus {
+        phase,
+        detail: "why".to_owned(),
+        tokens: 7,
+        ..TabStatus::default()
+    }))))
+}
+
+fn loaded() -> Event {
+    Event::Said(Box::new(FromTab::Loaded))
+}
+
+/// Posts in short: `start`, `pause: on battery`, ...
+fn short(effects: &[Effect]) -> Vec<String> {
+    let one = |effect: &Effect| match effect {
+        Effect::Spawn => "spawn".to_owned(),
+        Effect::Terminate => "terminate".to_owned(),
+        Effect::Deadline(number) => format!("deadline {number}"),
+        Effect::ForgetSettings => "forget settings".to_owned(),
+        Effect::Post(ToTab::Start(_)) => "start".to_owned(),
+        Effect::Post(ToTab::Set(set)) => format!("set {}", set.intensity_percent),
+        Effect::Post(ToTab::Pause { reason }) => format!("pause: {reason}"),
+        Effect::Post(ToTab::Finish { .. }) => "finish".to_owned(),
+        Effect::Post(ToTab::Visibility { hidden }) => format!("hidden: {hidden}"),
+        Effect::Post(ToTab::Forget) => "forget".to_owned(),
+    };
+    effects.iter().map(one).collect()
+}
+
+/// Feeds events, each with what it must lead to.
+#[track_caller]
+fn check(donor: &mut Donor, steps: &[(Event, &[&str])]) {
+    for (event, expected) in steps {
+        let effects = short(&donor.handle(event.clone()));
+        assert_eq!(effects, *expected, "after {event:?}");
+    }
+}
+
+fn started() -> Donor {
+    let mut donor = donor();
+    check(&mut donor, &[(Event::Start, &["spawn"]), (loaded(), &["start"])]);
+    donor
+}
+
+#[test]
+fn nothing_happens_before_the_click() {
+    let mut donor = donor();
+    check(
+        &mut donor,
+        &[
+            (Event::Visibility { hidden: true }, &[]),
+            (Event::Charging(Some(true)), &[]),
+            (Event::Settings(Settings { intensity_percent: 25, ..Settings::default() }), &[]),
+            (Event::Frozen(true), &[]),
+            (Event::Frozen(false), &[]),
+        ],
+    );
+}
+
+#[test]
+fn a_pause_that_is_answered_keeps_the_worker() {
+    let mut donor = started();
+    check(
+        &mut donor,
+        &[
+            (Event::Pause, &["pause: paused by its owner", "deadline 1"]),
+            (status(TabPhase::Serving), &[]),
+            (status(TabPhase::Paused), &[]),
+            (Event::Overdue(1), &[]),
+            (Event::Start, &["start"]),
+        ],
+    );
+}
+
+#[test]
+fn a_pause_that_is_not_answered_ends_the_worker() {
+    let mut donor = started();
+    check(
+        &mut donor,
+        &[
+            (status(TabPhase::Serving), &[]),
+            (Event::Pause, &["pause: paused by its owner", "deadline 1"]),
+            (Event::Overdue(1), &["terminate"]),
+        ],
+    );
+    assert_eq!((donor.status.phase, donor.status.tokens), (TabPhase::Paused, 7));
+    check(&mut donor, &[(Event::Start, &["spawn"]), (loaded(), &["start"])]);
+    // The old deadline means nothing for the new worker.
+    check(&mut donor, &[(Event::Overdue(1), &[])]);
+}
+
+#[test]
+fn started_again_while_pausing_it_waits_for_the_pause() {
+    let mut donor = started();
+    check(
+        &mut donor,
+        &[
+            (Event::Pause, &["pause: paused by its owner", "deadline 1"]),
+            (Event::Start, &[]),
+            (status(TabPhase::Paused), &["start"]),
+        ],
+    );
+}
+
+#[test]
+fn paused_while_its_code_is_fetched_it_is_not_loaded() {
+    let mut donor = donor();
+    check(&mut donor, &[(Event::Start, &["spawn"]), (Event::Pause, &["terminate"])]);
+}
+
+#[test]
+fn finishing_ends_in_rest_and_may_be_cut_short() {
+    let mut donor = started();
+    check(&mut donor, &[(Event::Finish, &["finish"]), (status(TabPhase::Finishing), &[])]);
+    assert_eq!(donor.wish(), Wish::Finishing);
+    check(&mut donor, &[(status(TabPhase::Paused), &[])]);
+    assert_eq!(donor.wish(), Wish::Stopped);
+
+    let mut donor = started();
+    check(
+        &mut donor,
+        &[
+            (Event::Finish, &["finish"]),
+            (Event::Pause, &["pause: paused by its owner", "deadline 1"]),
+        ],
+    );
+}
+
+#[test]
+fn on_battery_it_pauses_and_goes_on_when_charging() {
+    let mut donor = started();
+    check(
+        &mut donor,
+        &[
+            (Event::Charging(Some(false)), &["pause: on battery", "deadline 1"]),
+            (status(TabPhase::Paused), &[]),
+        ],
+    );
+    assert_eq!((donor.wish(), donor.held()), (Wish::Running, Some("on battery")));
+    check(&mut donor, &[(Event::Charging(Some(true)), &["start"])]);
+    let careless = Settings { only_charging: false, ..Settings::default() };
+    check(&mut donor, &[(Event::Settings(careless), &[]), (Event::Charging(Some(false)), &[])]);
+}
+
+#[test]
+fn hidden_it_goes_on_unless_its_owner_says_otherwise() {
+    let mut donor = started();
+    check(&mut donor, &[(Event::Visibility { hidden: true }, &["hidden: true"])]);
+    let strict = Settings { stop_when_hidden: true, ..Settings::default() };
+    check(
+        &mut donor,
+        &[
+            (Event::Settings(strict), &["pause: hidden", "deadline 1"]),
+            (status(TabPhase::Paused), &[]),
+            (Event::Visibility { hidden: false }, &["start"]),
+        ],
+    );
+}
+
+#[test]
+fn frozen_it_leaves_at_once_and_comes_back() {
+    let mut donor = started();
+    check(
+        &mut donor,
+        &[
+            (Event::Frozen(true), &["pause: frozen by the browser", "deadline 1"]),
+            (Event::Frozen(false), &[]),
+            (status(TabPhase::Paused), &["start"]),
+        ],
+    );
+}
+
+#[test]
+fn a_worker_that_left_by_itself_says_why() {
+    let mut donor = started();
+    check(&mut donor, &[(status(TabPhase::Paused), &[])]);
+    assert_eq!((donor.wish(), donor.notice.as_deref()), (Wish::Stopped, Some("why")));
+}
+
+#[test]
+fn a_broken_worker_is_ended_and_can_be_started_again() {
+    let mut donor = started();
+    let failed = FromTab::Failed { reason: "the GPU is gone".to_owned() };
+    check(&mut donor, &[(Event::Said(Box::new(failed)), &["terminate"])]);
+    assert_eq!(donor.notice.as_deref(), Some("the GPU is gone"));
+    check(&mut donor, &[(Event::Start, &["spawn"])]);
+    assert_eq!(donor.notice, None);
+}
+
+#[test]
+fn changed_settings_reach_a_worker_that_runs() {
+    let mut donor = started();
+    let settings = Settings { intensity_percent: 25, ..Settings::default() };
+    check(
+        &mut donor,
+        &[
+            (Event::Settings(settings.clone()), &["set 25"]),
+            (Event::Settings(Settings { only_charging: false, ..settings }), &[]),
+        ],
+    );
+}
+
+#[test]
+fn deleting_needs_a_pause_and_loads_the_worker_for_it() {
+    let mut donor = started();
+    check(&mut donor, &[(Event::Forget, &[])]);
+    let mut donor = super::tests::donor();
+    let forgotten = FromTab::Forgotten { disk_bytes: 5_000_000 };
+    check(
+        &mut donor,
+        &[
+            (Event::Forget, &["spawn"]),
+            (loaded(), &["forget"]),
+            (Event::Said(Box::new(forgotten)), &["forget settings"]),
+        ],
+    );
+    assert!(!donor.forgets());
+    assert!(donor.notice.as_deref().is_some_and(|notice| notice.contains("5.0 MB")));
+}

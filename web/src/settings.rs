@@ -1,0 +1,170 @@
+//! What the owner chose, kept in the browser's local storage between visits.
+
+use api::{TabBackend, TabSettings};
+use serde::{Deserialize, Serialize};
+
+/// The local storage's key for [`Settings`].
+pub const STORAGE_KEY: &str = "weft-settings-1";
+/// Longest name, bytes; the field is shorter in characters.
+pub const NAME_BYTES_MAX: usize = 60;
+/// Threads offered at most.
+pub const THREADS_MAX: u32 = 16;
+
+const MIB: u64 = 1 << 20;
+const GIB: u64 = 1 << 30;
+
+/// Memory that may be lent, bytes.
+pub const MEMORY_CHOICES: [u64; 8] =
+    [128 * MIB, 256 * MIB, 512 * MIB, GIB, 2 * GIB, 4 * GIB, 8 * GIB, 16 * GIB];
+/// Disk that may be used, bytes.
+pub const DISK_CHOICES: [u64; 7] = [0, 256 * MIB, GIB, 2 * GIB, 5 * GIB, 10 * GIB, 20 * GIB];
+/// Bytes down and up together; 0 is no cap.
+pub const DATA_CHOICES: [u64; 7] = [0, 100 * MIB, 500 * MIB, GIB, 2 * GIB, 10 * GIB, 50 * GIB];
+/// Memory if the browser does not say how much there is.
+const MEMORY_DEFAULT: u64 = GIB;
+const DISK_DEFAULT: u64 = 2 * GIB;
+
+/// All choices of the page.
+#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[serde(default)]
+pub struct Settings {
+    /// Memory for weights, KV cache and scratch, bytes.
+    pub memory_bytes: u64,
+    /// Weights kept on disk, bytes; 0 keeps none.
+    pub disk_bytes: u64,
+    /// Bytes down and up together in one visit; 0 is no cap.
+    pub data_bytes: u64,
+    /// Share of the time spent computing.
+    pub intensity_percent: u8,
+    /// Threads, where the CPU computes.
+    pub threads: u32,
+    /// A name for people; empty: anonymous.
+    pub name: String,
+    /// Pause while the machine runs on its battery.
+    pub only_charging: bool,
+    /// Pause while the tab is hidden.
+    pub stop_when_hidden: bool,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            memory_bytes: MEMORY_DEFAULT,
+            disk_bytes: DISK_DEFAULT,
+            data_bytes: 0,
+            intensity_percent: 100,
+            threads: 1,
+            name: String::new(),
+            only_charging: true,
+            stop_when_hidden: false,
+        }
+    }
+}
+
+impl Settings {
+    /// For a machine of so many threads and, where the browser says it, so much memory: a
+    /// quarter of the memory, half of the threads.
+    pub fn for_machine(threads: u32, memory_gib: Option<f64>) -> Settings {
+        let quarter = memory_gib.map_or(MEMORY_DEFAULT, |gib| (gib * GIB as f64 / 4.0) as u64);
+        let memory = MEMORY_CHOICES.iter().rev().find(|choice| **choice <= quarter);
+        Settings {
+            memory_bytes: memory.copied().unwrap_or(MEMORY_CHOICES[0]),
+            threads: (threads / 2).clamp(1, THREADS_MAX / 2),
+            ..Settings::default()
+        }
+    }
+
+    /// What was kept, with what is out of range, or not JSON, as in `default`.
+    pub fn read(kept: Option<&str>, default: Settings) -> Settings {
+        let read = kept.and_then(|text| serde_json::from_str::<Settings>(text).ok());
+        let Some(kept) = read else { return default };
+        let one_of = |value, choices: &[u64], other| {
+            if choices.contains(&value) { value } else { other }
+        };
+        Settings {
+            memory_bytes: one_of(kept.memory_bytes, &MEMORY_CHOICES, default.memory_bytes),
+            disk_bytes: one_of(kept.disk_bytes, &DISK_CHOICES, default.disk_bytes),
+            data_bytes: one_of(kept.data_bytes, &DATA_CHOICES, default.data_bytes),
+            intensity_percent: kept.intensity_percent.clamp(25, 100),
+            threads: kept.threads.clamp(1, THREADS_MAX),
+            name: shortened(&kept.name),
+            ..kept
+        }
+    }
+
+    /// To be kept.
+    pub fn to_json(&self) -> String {
+        serde_json::to_string(self).expect("plain fields")
+    }
+
+    /// What the worker is told; `backend` is the page's address's.
+    pub fn for_worker(&self, backend: Option<TabBackend>) -> TabSettings {
+        TabSettings {
+            backend,
+            memory_bytes_max: self.memory_bytes,
+            disk_bytes_max: self.disk_bytes,
+            data_bytes_max: (self.data_bytes > 0).then_some(self.data_bytes),
+            intensity_percent: self.intensity_percent,
+            name: shortened(&self.name),
+            threads: self.threads,
+        }
+    }
+}
+
+/// The value of `?backend=`, if it names one.
+pub fn backend_named(value: Option<&str>) -> Option<TabBackend> {
+    match value {
+        Some("webgpu") => Some(TabBackend::Webgpu),
+        Some("wasm") => Some(TabBackend::Wasm),
+        _ => None,
+    }
+}
+
+fn shortened(name: &str) -> String {
+    let name = name.trim();
+    let end = (0..=NAME_BYTES_MAX.min(name.len())).rev().find(|end| name.is_char_boundary(*end));
+    name[..end.unwrap_or(0)].to_owned()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_machine_lends_a_quarter_of_its_memory_and_half_of_its_threads() {
+        let settings = Settings::for_machine(8, Some(8.0));
+        assert_eq!((settings.memory_bytes, settings.threads), (2 * GIB, 4));
+        let settings = Settings::for_machine(1, Some(0.25));
+        assert_eq!((settings.memory_bytes, settings.threads), (128 * MIB, 1));
+        assert_eq!(Settings::for_machine(2, None).memory_bytes, GIB);
+    }
+
+    #[test]
+    fn what_was_kept_comes_back_and_nonsense_does_not() {
+        let default = Settings::for_machine(4, Some(4.0));
+        let chosen = Settings {
+            memory_bytes: 256 * MIB,
+            intensity_percent: 50,
+            name: "loom".to_owned(),
+            stop_when_hidden: true,
+            ..default.clone()
+        };
+        assert_eq!(Settings::read(Some(&chosen.to_json()), default.clone()), chosen);
+        assert_eq!(Settings::read(None, default.clone()), default);
+        assert_eq!(Settings::read(Some("{"), default.clone()), default);
+        let odd = r#"{"memory_bytes": 7, "intensity_percent": 250, "threads": 0}"#;
+        let read = Settings::read(Some(odd), default.clone());
+        assert_eq!(read.memory_bytes, default.memory_bytes);
+        assert_eq!((read.intensity_percent, read.threads), (100, 1));
+    }
+
+    #[test]
+    fn no_cap_is_told_as_none_and_names_are_cut_between_characters() {
+        let settings = Settings { name: format!(" {}", "ü".repeat(40)), ..Settings::default() };
+        let told = settings.for_worker(backend_named(Some("wasm")));
+        assert_eq!(told.data_bytes_max, None);
+        assert_eq!(told.name, "ü".repeat(30));
+        assert_eq!(told.backend, Some(TabBackend::Wasm));
+        assert_eq!(backend_named(Some("cuda")), None);
+    }
+}
