@@ -15,6 +15,7 @@ pub mod blobs;
 pub mod client;
 mod compute;
 pub mod identity;
+pub mod lent;
 pub mod link;
 pub mod machine;
 pub mod options;

@@ -9,8 +9,9 @@ use protocol::WorkerKind;
 use tracing_subscriber::EnvFilter;
 use worker::blobs::{Cache, Http};
 use worker::client::{self, ClientError};
+use worker::lent::{self, Lent};
 use worker::options::{Flags, Options};
-use worker::{BlobSource, Computer, Identity, Setup, Worker, identity, machine, socket};
+use worker::{BlobSource, Identity, Setup, Worker, identity, machine, socket};
 use worker_core::Config;
 
 /// Ended by a dismissal that says not to come back.
@@ -20,6 +21,14 @@ const EXIT_INTERRUPTED: i32 = 130;
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
+    if flags.list_gpus {
+        let gpus = lent::list_gpus();
+        gpus.iter().for_each(|line| println!("{line}"));
+        if gpus.is_empty() {
+            println!("no GPU adapters");
+        }
+        return ExitCode::SUCCESS;
+    }
     let filter = EnvFilter::try_from_env("WEFT_LOG").unwrap_or_else(|_| EnvFilter::new("info"));
     tracing_subscriber::fmt()
         .with_env_filter(filter)
@@ -71,41 +80,36 @@ async fn run(options: Options) -> Result<(), Failure> {
         "wss" => Some(socket::tls_config(options.ca_cert.as_deref())?),
         _ => None,
     };
-    let (identity, name) = open_identity(&options).map_err(|e| e.to_string())?;
+    let measuring = options.clone();
+    let lent = tokio::task::spawn_blocking(move || lent::choose(&measuring)).await;
+    let lent = lent.map_err(|e| format!("the benchmark failed: {e}"))??;
+    if lent.len() > 1 && options.key.is_some() {
+        return Err("--key is one worker's, and each GPU is a worker: leave it away".to_string())?;
+    }
     let source = blob_source(&options, &url, tls.clone())?;
-    let threads = options.threads;
-    let bytes_per_s = tokio::task::spawn_blocking(move || machine::bytes_per_s(threads)).await;
-    let bytes_per_s = bytes_per_s.map_err(|e| format!("the benchmark failed: {e}"))??;
-    tracing::info!(
-        "{name}: {threads} threads, {:.1} GB/s of weights at 1 row and {:.1} at 8; lends {:.2} GB ({})",
-        bytes_per_s[0] / 1e9,
-        bytes_per_s[1] / 1e9,
-        options.memory_bytes as f64 / 1e9,
-        options.memory_reason,
-    );
-    let computer = Computer::Cpu { threads };
-    let setup = Setup {
-        config: Config {
-            name,
-            kind: WorkerKind::Native,
-            backend: computer.backend().into(),
-            device: machine::processor(),
-            notes: Vec::new(),
-            classes: computer.classes(),
-            memory_bytes: options.memory_bytes,
-            bytes_per_s,
-            step_credits: options.step_credits,
-            token: options.token,
-        },
-        identity,
-        blobs: source,
-        computer,
-        intensity_percent: options.intensity_percent,
-    };
-    let worker = Worker::start(setup).map_err(|e| format!("no compute thread: {e}"))?;
-    let worker = Arc::new(worker);
-    tokio::spawn(drain_on_signal(worker.clone()));
-    match client::run(&worker, &url, tls.map(Arc::new)).await {
+    let mut workers = Vec::new();
+    for lent in lent {
+        workers.push(Arc::new(start(&options, lent, source.clone())?));
+    }
+    tokio::spawn(drain_on_signal(workers.clone()));
+    let tls = tls.map(Arc::new);
+    let mut serving = tokio::task::JoinSet::new();
+    for worker in workers {
+        let (url, tls) = (url.clone(), tls.clone());
+        serving.spawn(async move { client::run(&worker, &url, tls).await });
+    }
+    // Workers of one process stand and fall by themselves; the first failure is told.
+    let mut outcome = Ok(());
+    while let Some(served) = serving.join_next().await {
+        let served = served.map_err(|e| format!("a worker failed: {e}"))?;
+        if let Err(error) = &served
+            && !serving.is_empty()
+        {
+            tracing::error!("{error}");
+        }
+        outcome = outcome.and(served);
+    }
+    match outcome {
         Ok(()) => {
             tracing::info!("left in good order");
             Ok(())
@@ -115,17 +119,54 @@ async fn run(options: Options) -> Result<(), Failure> {
     }
 }
 
-fn open_identity(options: &Options) -> Result<(Identity, String), identity::IdentityError> {
+/// Starts the worker that lends one thing that computes.
+fn start(options: &Options, lent: Lent, blobs: BlobSource) -> Result<Worker, Failure> {
+    let (identity, name) = open_identity(options, &lent.suffix).map_err(|e| e.to_string())?;
+    tracing::info!(
+        "{name}: {}, {:.1} GB/s of weights at 1 row and {:.1} at 8; lends {:.2} GB ({})",
+        lent.device,
+        lent.bytes_per_s[0] / 1e9,
+        lent.bytes_per_s[1] / 1e9,
+        lent.memory_bytes as f64 / 1e9,
+        lent.memory_reason,
+    );
+    lent.notes.iter().for_each(|note| tracing::info!("{name}: {note}"));
+    let setup = Setup {
+        config: Config {
+            name,
+            kind: WorkerKind::Native,
+            backend: lent.computer.backend().into(),
+            device: lent.device,
+            notes: lent.notes,
+            classes: lent.computer.classes(),
+            memory_bytes: lent.memory_bytes,
+            bytes_per_s: lent.bytes_per_s,
+            step_credits: options.step_credits,
+            token: options.token.clone(),
+        },
+        identity,
+        blobs,
+        computer: lent.computer,
+        intensity_percent: options.intensity_percent,
+    };
+    Worker::start(setup).map_err(|e| Failure::Error(format!("no compute thread: {e}")))
+}
+
+fn open_identity(
+    options: &Options,
+    suffix: &str,
+) -> Result<(Identity, String), identity::IdentityError> {
     match (&options.key, &options.name) {
         (Some(path), name) => {
             let name = name.clone().unwrap_or_else(machine::name);
             Ok((Identity::open(path)?, name))
         }
         (None, Some(name)) => {
-            let path = identity::key_path(&options.home, name);
-            Ok((Identity::open(&path)?, name.clone()))
+            let name = format!("{name}{suffix}");
+            let path = identity::key_path(&options.home, &name);
+            Ok((Identity::open(&path)?, name))
         }
-        (None, None) => Identity::open_free(&options.home, &machine::name()),
+        (None, None) => Identity::open_free(&options.home, &format!("{}{suffix}", machine::name())),
     }
 }
 
@@ -146,11 +187,11 @@ fn blob_source(
     Ok(BlobSource::Http(Arc::new(Http::new(cache, client, base))))
 }
 
-/// The first signal asks the worker to leave in good order, the second ends the process.
-async fn drain_on_signal(worker: Arc<Worker>) {
+/// The first signal asks the workers to leave in good order, the second ends the process.
+async fn drain_on_signal(workers: Vec<Arc<Worker>>) {
     let name = signal().await;
     tracing::info!("{name}: finishing the steps at hand; again to end at once");
-    worker.drain(name);
+    workers.iter().for_each(|worker| worker.drain(name));
     signal().await;
     std::process::exit(EXIT_INTERRUPTED);
 }

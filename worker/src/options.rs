@@ -7,6 +7,8 @@ use serde::Deserialize;
 
 /// Share of the available memory that is lent if nothing else is said.
 const MEMORY_SHARE: u64 = 2;
+/// Most adapters that one process lends.
+const GPUS_MAX: usize = 16;
 /// The cache's bound if nothing else is said, MiB.
 const CACHE_MIB: u64 = 20 << 10;
 
@@ -32,10 +34,17 @@ pub struct Flags {
     /// A PEM file of certificates to trust with wss://, beside the system's
     #[arg(long, value_name = "FILE", env = "WEFT_WORKER_CA_CERT")]
     pub ca_cert: Option<PathBuf>,
-    /// What computes: auto takes the fastest there is, which is the CPU
-    /// [default: auto]
+    /// What computes: cpu, wgpu (a GPU through Vulkan, Metal or DX12), or auto: a GPU where
+    /// there is one that computes correctly, else the CPU [default: auto]
     #[arg(long, value_enum, env = "WEFT_WORKER_BACKEND")]
     pub backend: Option<Backend>,
+    /// The GPU adapters to lend, by number, each as a worker of its own: 0,1 (see --list-gpus);
+    /// a software adapter is used only if named here [default: the best one]
+    #[arg(long, value_name = "NUMBERS", env = "WEFT_WORKER_GPU", value_delimiter = ',')]
+    pub gpu: Option<Vec<u32>>,
+    /// Prints the GPU adapters that there are, then ends
+    #[arg(long)]
+    pub list_gpus: bool,
     /// Threads that compute [default: what this process may use]
     #[arg(long, value_name = "N", env = "WEFT_WORKER_THREADS",
           value_parser = clap::value_parser!(u32).range(1..=1024))]
@@ -85,6 +94,8 @@ pub enum Backend {
     Auto,
     /// The CPU.
     Cpu,
+    /// A GPU, through Vulkan, Metal or DX12.
+    Wgpu,
 }
 
 /// The YAML file: the flags' names and meanings.
@@ -95,6 +106,7 @@ struct ConfigFile {
     token: Option<String>,
     ca_cert: Option<PathBuf>,
     backend: Option<Backend>,
+    gpu: Option<Vec<u32>>,
     threads: Option<u32>,
     memory_mib: Option<u64>,
     intensity: Option<u8>,
@@ -115,11 +127,13 @@ pub struct Options {
     /// See [`Flags`].
     pub ca_cert: Option<PathBuf>,
     /// See [`Flags`].
+    pub backend: Backend,
+    /// See [`Flags`]; empty for the best one.
+    pub gpus: Vec<u32>,
+    /// See [`Flags`].
     pub threads: u32,
-    /// Bytes lent.
-    pub memory_bytes: u64,
-    /// Where that number comes from, in words.
-    pub memory_reason: String,
+    /// Bytes lent, of each GPU or of the machine, if that was said.
+    pub memory_bytes: Option<u64>,
     /// See [`Flags`].
     pub intensity_percent: u8,
     /// See [`Flags`]; `None` for the machine's.
@@ -148,8 +162,22 @@ impl Flags {
             "which coordinator? Say --coordinator ws://HOST:PORT (or WEFT_WORKER_COORDINATOR, \
              or `coordinator:` in the --config file)",
         )?;
-        match self.backend.or(file.backend).unwrap_or_default() {
-            Backend::Auto | Backend::Cpu => {}
+        let gpus = self.gpu.or(file.gpu).unwrap_or_default();
+        let backend = match (self.backend.or(file.backend).unwrap_or_default(), gpus.is_empty()) {
+            (Backend::Cpu, false) => {
+                return Err("--gpu names GPU adapters, --backend cpu uses none: drop one".into());
+            }
+            (Backend::Auto, false) => Backend::Wgpu,
+            (backend, _) => backend,
+        };
+        if let Some(twice) = gpus.iter().enumerate().find(|(i, gpu)| gpus[..*i].contains(gpu)) {
+            return Err(format!("--gpu names adapter {} twice", twice.1));
+        }
+        if gpus.len() > GPUS_MAX {
+            return Err(format!(
+                "--gpu names {} adapters, at most {GPUS_MAX} are used",
+                gpus.len()
+            ));
         }
         let in_file = |name: &str, value: Option<u64>, max: u64| match value {
             Some(v) if v == 0 || v > max => Err(format!("{name}: {v} is not within 1..={max}")),
@@ -166,18 +194,16 @@ impl Flags {
         )?;
         let name = text("--name", self.name.or(file.name), protocol::NAME_BYTES_MAX)?;
         let token = text("--token", self.token.or(file.token), protocol::TEXT_BYTES_MAX)?;
-        let (memory_bytes, memory_reason) = match self.memory_mib.or(file.memory_mib) {
-            Some(mib) => (mib << 20, "as told".to_string()),
-            None => memory_default(crate::machine::memory_available()),
-        };
+        let memory_bytes = self.memory_mib.or(file.memory_mib).map(|mib| mib << 20);
         let home = self.home.or(file.home).map_or_else(default_home, Ok)?;
         Ok(Options {
             coordinator,
             token,
             ca_cert: self.ca_cert.or(file.ca_cert),
             threads: self.threads.or(file.threads).unwrap_or_else(crate::machine::threads),
+            backend,
+            gpus,
             memory_bytes,
-            memory_reason,
             intensity_percent: self.intensity.or(file.intensity).unwrap_or(100),
             name,
             key: self.key.or(file.key),
@@ -210,7 +236,8 @@ fn read_config(path: &Path) -> Result<ConfigFile, String> {
     serde_yaml_ng::from_str(&text).map_err(|e| problem(&e))
 }
 
-fn memory_default(available: Option<u64>) -> (u64, String) {
+/// What is lent of a machine with so much memory available, and why.
+pub fn memory_default(available: Option<u64>) -> (u64, String) {
     match available {
         Some(bytes) => {
             let reason = format!("half of the {:.1} GB available", bytes as f64 / 1e9);
@@ -256,7 +283,7 @@ mod tests {
         let yaml = "coordinator: ws://file:1\nmemory_mib: 100\nintensity: 40\nname: otter\n";
         let options = resolve("--coordinator ws://flag:1 --memory-mib 7", Some(yaml)).unwrap();
         assert_eq!(options.coordinator, "ws://flag:1");
-        assert_eq!((options.memory_bytes, options.intensity_percent), (7 << 20, 40));
+        assert_eq!((options.memory_bytes, options.intensity_percent), (Some(7 << 20), 40));
         assert_eq!(options.name.as_deref(), Some("otter"));
         assert_eq!((options.step_credits, options.cache_bytes), (2, 20 << 30));
         assert_eq!(resolve("", Some(yaml)).unwrap().coordinator, "ws://file:1");
@@ -265,8 +292,9 @@ mod tests {
     #[test]
     fn the_environment_comes_between_flags_and_file() {
         let command = Flags::command();
-        for argument in
-            command.get_arguments().filter(|a| !["help", "version"].contains(&a.get_id().as_str()))
+        for argument in command
+            .get_arguments()
+            .filter(|a| !["help", "version", "list_gpus"].contains(&a.get_id().as_str()))
         {
             let env = argument.get_env().and_then(|e| e.to_str()).unwrap_or_default().to_string();
             let name = argument.get_id().as_str().to_uppercase();
@@ -280,7 +308,7 @@ mod tests {
     fn the_file_knows_every_flag_and_nothing_else() {
         for argument in Flags::command().get_arguments() {
             let name = argument.get_id().as_str();
-            if ["help", "version", "config"].contains(&name) {
+            if ["help", "version", "config", "list_gpus"].contains(&name) {
                 continue;
             }
             let parsed = serde_yaml_ng::from_str::<ConfigFile>(&format!("{name}: null"));
@@ -298,6 +326,19 @@ mod tests {
         assert_eq!(refused, "intensity: 101 is not within 1..=100");
         assert!(resolve("", None).unwrap_err().contains("--coordinator ws://HOST:PORT"));
         assert!(resolve("--coordinator ws://h --backend tpu", None).unwrap_err().contains("cpu"));
+        let refused = resolve("--coordinator ws://h --backend cpu --gpu 0", None).unwrap_err();
+        assert!(refused.contains("drop one"), "{refused}");
+        let refused = resolve("--coordinator ws://h --gpu 0,1,0", None).unwrap_err();
+        assert_eq!(refused, "--gpu names adapter 0 twice");
+    }
+
+    #[test]
+    fn naming_adapters_asks_for_them() {
+        let options = resolve("--coordinator ws://h --gpu 0,2", None).unwrap();
+        assert_eq!((options.backend, options.gpus), (Backend::Wgpu, vec![0, 2]));
+        let options = resolve("", Some("coordinator: ws://h\ngpu: [1]\n")).unwrap();
+        assert_eq!((options.backend, options.gpus), (Backend::Wgpu, vec![1]));
+        assert_eq!(resolve("--coordinator ws://h", None).unwrap().backend, Backend::Auto);
     }
 
     #[test]

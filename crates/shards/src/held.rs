@@ -20,6 +20,9 @@ pub enum Computer {
         /// Threads, the caller's included.
         threads: u32,
     },
+    /// A GPU.
+    #[cfg(feature = "gpu")]
+    Gpu(engine::gpu::Gpu),
 }
 
 impl Computer {
@@ -27,6 +30,8 @@ impl Computer {
     pub fn classes(&self) -> Vec<String> {
         let classes: &[Class] = match self {
             Computer::Cpu { .. } => &[Class::Canonical1, Class::ExactF32],
+            #[cfg(feature = "gpu")]
+            Computer::Gpu(_) => &[Class::WgslF32],
         };
         classes.iter().map(|class| class.name().to_owned()).collect()
     }
@@ -36,6 +41,10 @@ impl Computer {
         match self {
             Computer::Cpu { .. } if cfg!(target_arch = "wasm32") => "wasm",
             Computer::Cpu { .. } => "cpu",
+            #[cfg(feature = "gpu")]
+            Computer::Gpu(_) if cfg!(target_arch = "wasm32") => "webgpu",
+            #[cfg(feature = "gpu")]
+            Computer::Gpu(_) => "wgpu",
         }
     }
 }
@@ -88,6 +97,8 @@ struct Held {
 
 enum Loaded {
     Cpu(Box<SpanShards>),
+    #[cfg(feature = "gpu")]
+    Gpu(Box<engine::gpu::GpuShard>),
 }
 
 impl Shards {
@@ -114,6 +125,9 @@ impl Shards {
         match self.computer {
             // Mapped once, whoever reads them.
             Computer::Cpu { .. } => held.chain(new).collect::<BTreeMap<_, _>>().values().sum(),
+            // Each shard has its own copy there.
+            #[cfg(feature = "gpu")]
+            Computer::Gpu(_) => held.chain(new).map(|(_, bytes)| bytes).sum(),
         }
     }
 
@@ -138,8 +152,12 @@ impl Shards {
         let kv = u64::from(assignment.kv_pages).saturating_mul(page_bytes);
         self.check_memory(assignment, kv)?;
         let dims = manifest.dims;
-        let loaded = match self.computer {
-            Computer::Cpu { threads } => {
+        let loaded = match &self.computer {
+            #[cfg(feature = "gpu")]
+            Computer::Gpu(gpu) => Loaded::Gpu(Box::new(
+                on_gpu(gpu, &manifest, span, assignment.kv_pages, source).await?,
+            )),
+            &Computer::Cpu { threads } => {
                 let limits = Limits::new(assignment.kv_pages, threads);
                 let mut blobs = Blobs::new();
                 let hashes: BTreeSet<&BlobHash> =
@@ -205,6 +223,8 @@ impl Shards {
         let Some(Held { state: state @ Ok(_), .. }) = self.held.get_mut(&shard) else { return };
         let forked = match state {
             Ok(Loaded::Cpu(shards)) => shards.fork(from.0, to.0, positions),
+            #[cfg(feature = "gpu")]
+            Ok(Loaded::Gpu(shard)) => shard.fork(from.0, to.0, positions),
             Err(_) => return,
         };
         if let Err(error) = forked {
@@ -216,6 +236,8 @@ impl Shards {
     pub fn truncate(&mut self, shard: ShardKey, session: SessionId, positions: u32) {
         match self.held.get_mut(&shard).map(|held| &mut held.state) {
             Some(Ok(Loaded::Cpu(shards))) => shards.truncate(session.0, positions),
+            #[cfg(feature = "gpu")]
+            Some(Ok(Loaded::Gpu(shard))) => shard.truncate(session.0, positions),
             Some(Err(_)) | None => {}
         }
     }
@@ -224,6 +246,8 @@ impl Shards {
     pub fn release(&mut self, shard: ShardKey, session: SessionId) {
         match self.held.get_mut(&shard).map(|held| &mut held.state) {
             Some(Ok(Loaded::Cpu(shards))) => shards.release(session.0),
+            #[cfg(feature = "gpu")]
+            Some(Ok(Loaded::Gpu(shard))) => shard.release(session.0),
             Some(Err(_)) | None => {}
         }
     }
@@ -256,8 +280,34 @@ impl Loaded {
     ) -> Result<Output, StepError> {
         match self {
             Loaded::Cpu(shards) => shards.step(span, segments, input),
+            #[cfg(feature = "gpu")]
+            Loaded::Gpu(shard) => shard.step(span.first..span.end, segments, input).await,
         }
     }
+}
+
+/// Streams a shard's weights to a GPU.
+#[cfg(feature = "gpu")]
+async fn on_gpu(
+    gpu: &engine::gpu::Gpu,
+    manifest: &Manifest,
+    span: std::ops::Range<u32>,
+    kv_pages_max: u32,
+    source: &mut impl Source,
+) -> Result<engine::gpu::GpuShard, LoadError> {
+    use engine::gpu::{GpuLimits, GpuShard};
+
+    let refused = |error: engine::LoadError| LoadError::Engine(error.to_string());
+    let limits = GpuLimits { kv_pages_max };
+    let mut shard = GpuShard::new(gpu, manifest, span, limits).map_err(refused)?;
+    for hash in shard.blobs() {
+        let mut take = |offset, piece: &[u8]| {
+            shard.write_blob(&hash, offset, piece).map_err(|error| error.to_string())
+        };
+        source.pieces(&hash, &mut take).await.map_err(LoadError::Blob)?;
+    }
+    shard.finish().await.map_err(refused)?;
+    Ok(shard)
 }
 
 fn fault(error: StepError) -> RunFault {
