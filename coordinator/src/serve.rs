@@ -171,6 +171,13 @@ fn announce(address: SocketAddr, config: &Config) {
     println!("listening on http://{here}");
     println!("OpenAI-compatible endpoint: http://{here}/v1");
     let token = if config.trust_loopback { "" } else { " --token TOKEN" };
+    match http::pages::are_embedded() {
+        true => println!("lend a browser: http://{here}/"),
+        false => println!(
+            "no browser can lend its GPU: this program was built without the pages; \
+             `cargo xtask serve` builds them"
+        ),
+    }
     println!("more workers, on this machine: worker --coordinator ws://{here}{token}");
     if config.trust_loopback {
         println!("  (with a proxy or tunnel on this machine add --no-trust-loopback here)");

@@ -15,7 +15,7 @@ mod fleet;
 mod generate;
 mod generation;
 mod models;
-mod page;
+pub mod pages;
 mod plan;
 mod state;
 #[cfg(test)]
@@ -32,7 +32,7 @@ pub use state::{AppState, Model, REQUESTS_MAX};
 /// Everything that is served over HTTP, but the workers' sockets and blobs.
 pub fn router(state: AppState) -> Router {
     Router::new()
-        .route("/", get(page::page))
+        .merge(pages::router())
         .route("/healthz", get(fleet::healthz))
         .route("/readyz", get(fleet::readyz))
         .route("/v1/models", get(models::list))

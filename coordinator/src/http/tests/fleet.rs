@@ -1,4 +1,4 @@
-//! The fleet, the models, health, the page.
+//! The fleet, the models, health.
 
 use protocol::{AssignmentId, SessionId, WorkerId, WorkerKind};
 use scheduler::{ModelView, RequestId, SessionView, ShardView, WorkerView};
@@ -80,7 +80,9 @@ async fn the_fleet_is_shown() {
     assert_eq!(answer.status, 200);
     let model = |name: &str, covered: bool, missing: Value| {
         json!({
-            "name": name, "layers": 2, "covered": covered, "missing": missing,
+            "name": name, "layers": 2, "layer_bytes_max": 40, "weight_bytes": 100,
+            "kv_bytes_per_position": 16, "context": 512, "classes": ["canonical-1"],
+            "covered": covered, "missing": missing,
             "embedding_replicas": 1, "layer_replicas": [2, 0], "head_replicas": 3,
         })
     };
@@ -96,9 +98,10 @@ async fn the_fleet_is_shown() {
             "models": [model("m", true, Value::Null), model("org/other", false, "layers 1..=1".into())],
             "workers": [{
                 "id": 7, "name": "<b>loom</b>", "kind": "native", "backend": "cpu",
+                "device": "AVX2", "notes": ["no GPU"], "hidden": true,
                 "trusted": true, "state": "ready", "memory_bytes": 1000,
                 "shards": [{
-                    "model": "m", "first_layer": 0, "last_layer": 1, "embedding": true,
+                    "model": "m", "class": "canonical-1", "first_layer": 0, "last_layer": 1, "embedding": true,
                     "head": false, "ready": true, "weight_bytes": 100, "kv_pages_used": 3,
                     "kv_pages": 8,
                 }],
@@ -111,7 +114,7 @@ async fn the_fleet_is_shown() {
                 "prompt_tokens": 4, "tokens": 6, "state": "waiting", "waiting_for": "the head",
                 "recoveries": 1,
             }],
-            "queued": 1, "cached_sessions": 2, "log_bytes": 3,
+            "queued": 1, "cached_sessions": 2, "log_bytes": 3, "blob_bytes_sent": 0,
         })
     );
 }
@@ -149,16 +152,4 @@ async fn models_are_listed() {
     assert_eq!(server.get("/v1/models/m").await.json(), card("m"));
     assert_eq!(server.get("/v1/models/org/other").await.json(), card("org/other"));
     assert_eq!(server.get("/v1/models/org%2Fother").await.json(), card("org/other"));
-}
-
-#[tokio::test]
-async fn the_page_asks_nobody_else() {
-    let server = Server::start(Vec::new()).await;
-    let page = server.get("/").await;
-    assert_eq!(page.status, 200);
-    assert_eq!(page.headers["content-type"], "text/html; charset=utf-8");
-    let policy = page.headers["content-security-policy"].to_str().unwrap();
-    assert!(policy.starts_with("default-src 'none'") && policy.contains("connect-src 'self'"));
-    assert!(!page.body.contains("://"), "no address of elsewhere");
-    assert!(!page.body.contains("innerHTML"), "workers' names are text, never markup");
 }
