@@ -16,6 +16,8 @@ mod portable;
 pub(crate) mod product;
 pub(crate) mod quants;
 pub(crate) mod rows;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+pub(crate) mod wasm;
 
 use elementwise::for_each_isa;
 use formats::{Format, Lanes};
@@ -33,6 +35,10 @@ pub enum Isa {
     Avx2,
     /// x86-64 with AVX-512 (F, BW, VL, VNNI).
     Avx512,
+    /// WASM built with simd128.
+    Simd128,
+    /// WASM built with relaxed SIMD, of which only that is used which is the same everywhere.
+    RelaxedSimd,
 }
 
 impl Isa {
@@ -49,6 +55,13 @@ impl Isa {
                 && is_x86_feature_detected!("avx512vnni")
             {
                 found.push(Isa::Avx512);
+            }
+        }
+        // A module runs only where all that it was built with is there.
+        if cfg!(all(target_arch = "wasm32", target_feature = "simd128")) {
+            found.push(Isa::Simd128);
+            if cfg!(target_feature = "relaxed-simd") {
+                found.push(Isa::RelaxedSimd);
             }
         }
         found
@@ -73,6 +86,7 @@ fn quantised<F: Format, const N: usize>(
         Isa::Avx2 => return unsafe { avx2::quantised::<F, N>(cells, columns) },
         // SAFETY: as above.
         Isa::Avx512 => return unsafe { avx512::quantised::<F, N>(cells, columns) },
+        Isa::Simd128 | Isa::RelaxedSimd => unreachable!("{isa:?} is WASM's"),
     }
     let _ = isa;
     portable::quantised::<F, N>(cells, columns)

@@ -83,6 +83,12 @@ impl Task<'_> {
                 let step = (COLUMN_BYTES_MAX / x.cols() / 8 * 8).max(8);
                 for first in (0..self.columns).step_by(step) {
                     let last = (first + step).min(self.columns);
+                    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+                    if self.isa >= Isa::Simd128 {
+                        // SAFETY: passed on.
+                        unsafe { self.prepared_tiles::<F>(x, first..last) };
+                        continue;
+                    }
                     for tile in self.tiles.clone() {
                         // SAFETY: passed on.
                         unsafe { self.quantised_tile::<F>(tile, x, first..last) };
@@ -129,6 +135,46 @@ impl Task<'_> {
             }
             if t < columns.end {
                 self.store(tile, t, &super::quantised::<F, 1>(self.isa, cells, [x.row(t)]));
+            }
+        }
+    }
+
+    /// All tiles with some columns, which are first brought into the kernel's form.
+    ///
+    /// # Safety
+    /// As [`product`].
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    unsafe fn prepared_tiles<F: Format>(&self, x: &Quants, columns: Range<usize>) {
+        use super::wasm;
+        let (isa, width) = (self.isa, x.cols() / BLOCK);
+        let mut blocks = Vec::with_capacity(columns.len() * width);
+        for t in columns.clone() {
+            wasm::prepare::<F>(isa, x.row(t), &mut blocks);
+        }
+        let row = |t: usize| &blocks[(t - columns.start) * width..(t - columns.start + 1) * width];
+        for tile in self.tiles.clone() {
+            let cells = self.cells(tile, F::LAYOUT);
+            let mut t = columns.start;
+            // SAFETY: passed on.
+            unsafe {
+                while t + 4 <= columns.end {
+                    let group = std::array::from_fn(|n| row(t + n));
+                    let Some(sums) = wasm::quantised::<F, 4>(isa, cells, group) else { break };
+                    self.store(tile, t, &sums);
+                    t += 4;
+                }
+                if t + 2 <= columns.end
+                    && let Some(sums) = wasm::quantised::<F, 2>(isa, cells, [row(t), row(t + 1)])
+                {
+                    self.store(tile, t, &sums);
+                    t += 2;
+                }
+                while t < columns.end {
+                    let sums = wasm::quantised::<F, 1>(isa, cells, [row(t)])
+                        .unwrap_or_else(|| portable::quantised::<F, 1>(cells, [x.row(t)]));
+                    self.store(tile, t, &sums);
+                    t += 1;
+                }
             }
         }
     }
