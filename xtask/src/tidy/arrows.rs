@@ -5,11 +5,12 @@ use std::collections::BTreeSet;
 use super::metadata::Metadata;
 
 /// From, to. Dependencies of tests are free, and so are the packages that only test.
-const ARROWS: [(&str, &[&str]); 14] = [
+const ARROWS: [(&str, &[&str]); 15] = [
     ("coordinator", &["scheduler", "text", "model", "api", "protocol", "worker", "worker-core"]),
     ("worker", &["worker-core", "shards", "engine", "protocol", "model"]),
     ("shards", &["worker-core", "engine", "protocol", "model"]),
     ("web", &["api"]),
+    ("browser-worker", &["worker-core", "shards", "engine", "protocol", "api"]),
     ("scheduler", &["protocol"]),
     ("worker-core", &["protocol"]),
     ("engine", &["model", "numerics", "shaders"]),

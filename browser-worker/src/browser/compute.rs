@@ -1,0 +1,170 @@
+//! The task that owns the shards and executes, in order, what touches them.
+
+use std::cell::{Cell, RefCell};
+use std::collections::VecDeque;
+use std::future::poll_fn;
+use std::rc::Rc;
+use std::task::{Poll, Waker};
+
+use api::TabSettings;
+use protocol::{Assignment, SessionId};
+use shards::Shards;
+use worker_core::{Event, Run, ShardKey};
+
+use super::inbox::{Happened, Inbox};
+use super::js;
+use super::weights::Supply;
+use crate::settings::rest_ms;
+
+/// A rest ends so soon after the worker is told to leave, ms.
+const REST_SLICE_MS: f64 = 50.0;
+
+/// Something to do with a shard; see the [`worker_core::Action`] of that name.
+pub enum Command {
+    /// Load.
+    Load(ShardKey, Assignment),
+    /// Run a step.
+    Run(Run),
+    /// Fork a session: from, to, positions.
+    Fork(ShardKey, SessionId, SessionId, u32),
+    /// Truncate a session.
+    Truncate(ShardKey, SessionId, u32),
+    /// Release a session.
+    Release(ShardKey, SessionId),
+    /// Unload.
+    Unload(ShardKey),
+}
+
+/// The task's handle.
+pub struct Compute(Rc<Shared>);
+
+struct Shared {
+    queue: RefCell<VecDeque<Command>>,
+    waker: RefCell<Option<Waker>>,
+    /// Begin nothing further and end.
+    stop: Cell<bool>,
+    /// No more rests.
+    hurry: Cell<bool>,
+    settings: Rc<RefCell<TabSettings>>,
+    inbox: Inbox,
+    start: u64,
+}
+
+impl Compute {
+    /// Begins. Outcomes go to `inbox`, as of that start.
+    pub fn start(
+        shards: Shards,
+        supply: Supply,
+        settings: Rc<RefCell<TabSettings>>,
+        inbox: Inbox,
+        start: u64,
+    ) -> Compute {
+        let shared = Rc::new(Shared {
+            queue: RefCell::default(),
+            waker: RefCell::default(),
+            stop: Cell::new(false),
+            hurry: Cell::new(false),
+            settings,
+            inbox,
+            start,
+        });
+        wasm_bindgen_futures::spawn_local(run(shared.clone(), shards, supply));
+        Compute(shared)
+    }
+
+    /// Has something done after what was asked for before.
+    pub fn command(&self, command: Command) {
+        self.0.queue.borrow_mut().push_back(command);
+        self.0.wake();
+    }
+
+    /// No more rests between steps.
+    pub fn hurry(&self) {
+        self.0.hurry.set(true);
+    }
+
+    /// Begins nothing further, drops the shards, and then says [`Happened::ComputeEnded`].
+    pub fn stop(&self) {
+        self.0.stop.set(true);
+        self.0.wake();
+    }
+}
+
+impl Shared {
+    fn wake(&self) {
+        if let Some(waker) = self.waker.borrow_mut().take() {
+            waker.wake();
+        }
+    }
+
+    /// The next command; `None` once it is to stop.
+    async fn next(&self) -> Option<Command> {
+        poll_fn(|context| {
+            if self.stop.get() {
+                return Poll::Ready(None);
+            }
+            match self.queue.borrow_mut().pop_front() {
+                Some(command) => Poll::Ready(Some(command)),
+                None => {
+                    *self.waker.borrow_mut() = Some(context.waker().clone());
+                    Poll::Pending
+                }
+            }
+        })
+        .await
+    }
+
+    fn tell(&self, event: Event, worked_ms: Option<(f64, f64)>) {
+        self.inbox.push(Happened::Computed { start: self.start, event, worked_ms });
+    }
+
+    /// Rests after computing for that long.
+    async fn rest(&self, computed_ms: f64) {
+        let began = js::now_ms();
+        loop {
+            let due = rest_ms(computed_ms, &self.settings.borrow());
+            let left = due - (js::now_ms() - began);
+            if left <= 0.0 || self.stop.get() || self.hurry.get() {
+                return;
+            }
+            js::sleep(left.min(REST_SLICE_MS)).await;
+        }
+    }
+}
+
+async fn run(shared: Rc<Shared>, mut shards: Shards, mut supply: Supply) {
+    while let Some(command) = shared.next().await {
+        match command {
+            Command::Load(shard, assignment) => {
+                let event = match shards.load(shard, &assignment, &mut supply).await {
+                    Ok(shape) => Event::Loaded { shard, shape },
+                    Err(error) => Event::LoadFailed { shard, reason: error.to_string() },
+                };
+                shared.tell(event, None);
+            }
+            Command::Run(run) => {
+                // A pause that came meanwhile is seen before the step begins.
+                js::yield_now().await;
+                if shared.stop.get() {
+                    break;
+                }
+                let began = js::now_ms();
+                let result = shards.run(&run).await;
+                let ended = js::now_ms();
+                // Before the answer: whoever waits for it sees how fast this worker is.
+                shared.rest(ended - began).await;
+                let compute_us = ((js::now_ms() - began) * 1000.0) as u32;
+                let event = Event::RunDone { run: run.id, compute_us, result };
+                shared.tell(event, Some((began, ended)));
+            }
+            Command::Fork(shard, from, to, positions) => shards.fork(shard, from, to, positions),
+            Command::Truncate(shard, session, positions) => {
+                shards.truncate(shard, session, positions);
+            }
+            Command::Release(shard, session) => shards.release(shard, session),
+            Command::Unload(shard) => shards.unload(shard),
+        }
+    }
+    drop(shards);
+    shared.inbox.push(Happened::ComputeEnded { start: shared.start });
+}

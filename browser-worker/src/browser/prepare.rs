@@ -1,0 +1,163 @@
+//! From the owner's click to a worker that can join: the lock, the files, the key, what
+//! computes, and how fast.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use api::{TabBackend, TabBenchmark, TabDevice, TabPhase, TabSettings};
+use shards::Computer;
+
+use super::http::Cancel;
+use super::identity::Identity;
+use super::inbox::{Happened, Inbox};
+use super::lock::{self, Lock};
+use super::storage::Store;
+use super::tab::credit_of;
+use super::weights::Weights;
+use super::{benchmark, js};
+use crate::meter::Meter;
+use crate::settings::lent_bytes;
+
+/// Measurements, if the tab was hidden during each but the last.
+const MEASUREMENTS_MAX: u32 = 3;
+
+/// A worker that can join.
+pub struct Ready {
+    /// Held while it works; let go when it pauses.
+    pub lock: Option<Lock>,
+    /// Its files, if there are any.
+    pub store: Option<Rc<Store>>,
+    /// Its weights.
+    pub weights: Rc<Weights>,
+    /// Who it is.
+    pub identity: Rc<Identity>,
+    /// What computes.
+    pub computer: Computer,
+    /// The same, for its owner.
+    pub device: TabDevice,
+    /// How fast.
+    pub benchmark: TabBenchmark,
+    /// What the owner had asked for.
+    pub asked: Option<TabBackend>,
+    /// What earlier lives of this tab gave, rows × layers.
+    pub credit_before: u64,
+}
+
+/// Whether anybody sees the tab.
+#[derive(Debug, Default)]
+pub struct Seen {
+    /// It is hidden.
+    pub hidden: Cell<bool>,
+    /// It is, or was since this was last cleared.
+    pub was_hidden: Cell<bool>,
+}
+
+/// What preparing goes with.
+pub struct Preparation {
+    /// Which start it is.
+    pub start: u64,
+    /// Where progress goes.
+    pub inbox: Inbox,
+    /// What the owner allows.
+    pub settings: Rc<RefCell<TabSettings>>,
+    /// Ends it.
+    pub cancel: Cancel,
+    /// Whether anybody sees the tab.
+    pub seen: Rc<Seen>,
+    /// Counts bytes.
+    pub meter: Rc<Meter>,
+}
+
+impl Preparation {
+    /// Prepares, using what an earlier start left. Cancelled, it gives an error in words,
+    /// which nobody needs.
+    ///
+    /// # Errors
+    /// In words.
+    pub async fn run(self, before: Option<Box<Ready>>) -> Result<Box<Ready>, String> {
+        let lock = self.lock().await.ok_or("cancelled")?;
+        let mut ready = match before {
+            Some(ready) => ready,
+            None => self.open().await?,
+        };
+        ready.lock = Some(lock);
+        ready.weights.set_disk_bytes_max(self.settings.borrow().disk_bytes_max);
+        let asked = self.settings.borrow().backend;
+        if ready.benchmark.took_ms == 0.0 || ready.asked != asked {
+            (ready.computer, ready.device) = self.choose().await?;
+            ready.asked = asked;
+            self.measure(&mut ready).await?;
+        }
+        match self.cancel.is_cancelled() {
+            true => Err("cancelled".into()),
+            false => Ok(ready),
+        }
+    }
+
+    fn say(&self, phase: TabPhase, detail: &str) {
+        let (start, detail) = (self.start, detail.to_owned());
+        self.inbox.push(Happened::Preparing { start, phase, detail });
+    }
+
+    async fn lock(&self) -> Option<Lock> {
+        if let Some(lock) = lock::try_take().await {
+            return Some(lock);
+        }
+        self.say(
+            TabPhase::Connecting,
+            "another tab of this browser works here already; this one goes on when that stops",
+        );
+        lock::take(&self.cancel.signal()).await
+    }
+
+    async fn open(&self) -> Result<Box<Ready>, String> {
+        let (store, problem) = match Store::open().await {
+            Ok(store) => (Some(Rc::new(store)), None),
+            Err(error) => (None, Some(format!("weights are kept in memory only: {error}"))),
+        };
+        let identity = Identity::open(store.as_deref()).await?;
+        let credit_before = credit_of(store.as_deref()).await;
+        let weights = Weights::open(store.clone(), problem, self.meter.clone()).await;
+        Ok(Box::new(Ready {
+            lock: None,
+            store,
+            weights: Rc::new(weights),
+            identity: Rc::new(identity),
+            computer: Computer::Cpu { threads: 1 },
+            device: TabDevice { backend: TabBackend::Wasm, name: String::new(), notes: vec![] },
+            benchmark: TabBenchmark::default(),
+            asked: None,
+            credit_before,
+        }))
+    }
+
+    async fn choose(&self) -> Result<(Computer, TabDevice), String> {
+        self.say(TabPhase::Benchmarking, "looking for what computes");
+        let notes = vec![];
+        let device =
+            TabDevice { backend: TabBackend::Wasm, name: "WASM SIMD, 1 thread".into(), notes };
+        Ok((Computer::Cpu { threads: 1 }, device))
+    }
+
+    /// Measures; again if nobody saw the tab meanwhile, since browsers slow it down then.
+    async fn measure(&self, ready: &mut Ready) -> Result<(), String> {
+        self.say(TabPhase::Benchmarking, "measuring");
+        let lent = lent_bytes(&self.settings.borrow(), ready.device.backend);
+        for last in (0..MEASUREMENTS_MAX).rev() {
+            // The message is to be seen before a computation that blocks.
+            js::yield_now().await;
+            self.seen.was_hidden.set(self.seen.hidden.get());
+            let figures = benchmark::run(&ready.computer, lent, &self.meter, &self.cancel).await?;
+            js::yield_now().await;
+            let hidden = self.seen.was_hidden.get();
+            if !hidden || last == 0 || self.cancel.is_cancelled() {
+                ready.benchmark = figures;
+                if hidden {
+                    ready.device.notes.push("measured while the tab was hidden".into());
+                }
+                break;
+            }
+        }
+        Ok(())
+    }
+}

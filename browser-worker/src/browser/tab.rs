@@ -1,0 +1,564 @@
+//! The loop that everything reports to: the owner's wishes, and what became of them.
+
+use std::cell::{Cell, RefCell};
+use std::rc::Rc;
+
+use api::{FromTab, TabPhase, TabSettings, TabStatus, ToTab};
+use wasm_bindgen::JsValue;
+use worker_core::Event;
+
+use super::http::Cancel;
+use super::inbox::{Happened, Inbox};
+use super::js;
+use super::prepare::{Preparation, Ready, Seen};
+use super::stay::{Over, Shared, Stay};
+use super::storage::Store;
+use crate::figures::Figures;
+use crate::meter::Meter;
+use crate::settings::{Change, change};
+use crate::wake::Watch;
+
+/// Between two looks at everything, ms.
+const TICK_MS: f64 = 250.0;
+/// Figures alone are told no more often, ms.
+const STATUS_EVERY_MS: f64 = 500.0;
+/// What was given is written down so often while it grows, ms.
+const SAVE_EVERY_MS: f64 = 5000.0;
+/// The file in which it is.
+const CREDIT: &str = "credit";
+
+/// What the tab is at.
+enum Mode {
+    /// Nothing; `true` if it has worked before.
+    Resting { paused: bool },
+    /// Preparing; then, if so wished, resting again.
+    Preparing { cancel: Cancel, phase: TabPhase, then: Option<Then> },
+    /// With the coordinator; why it is to leave, once it is.
+    Staying { stay: Box<Stay>, then: Option<Then> },
+    /// Waiting for the compute task's end.
+    Ending { stay: Box<Stay>, then: Then },
+    /// Deleting everything; then, if so wished, starting.
+    Forgetting { start: bool },
+}
+
+/// What comes after leaving.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+enum Then {
+    /// Join again with other settings.
+    Rejoin,
+    /// The same with a new benchmark.
+    Reopen,
+    /// Nothing, until told to start.
+    Rest,
+}
+
+/// See the module's documentation.
+pub struct Tab {
+    shared: Shared,
+    mode: Mode,
+    /// More about the mode in words.
+    detail: String,
+    /// What an earlier start left.
+    ready: Option<Box<Ready>>,
+    start: u64,
+    connection: u64,
+    seen: Rc<Seen>,
+    ticking: Rc<Cell<bool>>,
+    watch: Watch,
+    figures: Figures,
+    /// Given in earlier lives of this tab; known once its files are open.
+    credit_before: Option<u64>,
+    credit_saved: u64,
+    saved_ms: f64,
+    told: TabStatus,
+    told_ms: f64,
+}
+
+impl Tab {
+    /// One that waits for its start.
+    pub fn new(inbox: Inbox) -> Tab {
+        let nothing = TabSettings {
+            backend: None,
+            memory_bytes_max: 0,
+            disk_bytes_max: 0,
+            data_bytes_max: None,
+            intensity_percent: 100,
+            name: String::new(),
+            threads: 1,
+        };
+        let settings = Rc::new(RefCell::new(nothing));
+        Tab {
+            shared: Shared { inbox, meter: Rc::new(Meter::default()), settings },
+            mode: Mode::Resting { paused: false },
+            detail: String::new(),
+            ready: None,
+            start: 0,
+            connection: 0,
+            seen: Rc::default(),
+            ticking: Rc::default(),
+            watch: Watch::default(),
+            figures: Figures::default(),
+            credit_before: None,
+            credit_saved: 0,
+            saved_ms: 0.0,
+            told: TabStatus::default(),
+            told_ms: 0.0,
+        }
+    }
+
+    /// Works until the browser ends the worker.
+    pub async fn run(mut self) {
+        post(&FromTab::Loaded);
+        let inbox = self.shared.inbox.clone();
+        loop {
+            let happened = inbox.next().await;
+            self.handle(happened);
+            self.settle();
+            self.report(false);
+        }
+    }
+
+    fn handle(&mut self, happened: Happened) {
+        let staying = match &mut self.mode {
+            Mode::Staying { stay, .. } => Some(stay),
+            Mode::Resting { .. }
+            | Mode::Preparing { .. }
+            | Mode::Ending { .. }
+            | Mode::Forgetting { .. } => None,
+        };
+        match happened {
+            Happened::Page(message) => self.page(message),
+            Happened::Preparing { start, phase: now, detail } => {
+                if let Mode::Preparing { phase, .. } = &mut self.mode
+                    && start == self.start
+                {
+                    (*phase, self.detail) = (now, detail);
+                }
+            }
+            Happened::Prepared { start, result } if start == self.start => self.prepared(result),
+            Happened::Socket { connection, event } => {
+                if let Some(stay) = staying {
+                    stay.socket(connection, event, &mut self.figures);
+                }
+            }
+            Happened::Fetched { connection, hash, result } => {
+                if let Some(stay) = staying {
+                    stay.fetched(connection, hash, result, &mut self.figures);
+                }
+            }
+            Happened::Progress { connection, hash, bytes } => {
+                if let Some(stay) = staying {
+                    stay.progress(connection, hash, bytes, &mut self.figures);
+                }
+            }
+            Happened::Computed { start, event, worked_ms } => {
+                if let Some((began, ended)) = worked_ms {
+                    self.figures.computed(began, ended);
+                }
+                // A long computation is no sleep.
+                self.watch.excuse(js::wall_ms());
+                if let Some(stay) = staying
+                    && start == self.start
+                {
+                    stay.handle(event, &mut self.figures);
+                }
+            }
+            Happened::ComputeEnded { start } if start == self.start => self.ended(),
+            Happened::Deadline { start } => {
+                if let Some(stay) = staying
+                    && start == self.start
+                {
+                    stay.handle(Event::Tick, &mut self.figures);
+                }
+            }
+            Happened::Tick => self.tick(),
+            Happened::Forgotten(result) => self.forgotten(result),
+            Happened::Prepared { .. } | Happened::ComputeEnded { .. } => {}
+        }
+    }
+
+    fn page(&mut self, message: ToTab) {
+        match message {
+            ToTab::Start(settings) => {
+                self.set(settings);
+                match &mut self.mode {
+                    Mode::Resting { .. } => self.begin(),
+                    Mode::Forgetting { start } => *start = true,
+                    // It leaves because of a pause that is over.
+                    Mode::Ending { then, .. } if *then == Then::Rest => *then = Then::Rejoin,
+                    Mode::Staying { then: then @ Some(Then::Rest), .. } => {
+                        *then = Some(Then::Rejoin);
+                    }
+                    Mode::Preparing { then: then @ Some(Then::Rest), .. } => {
+                        *then = Some(Then::Rejoin);
+                    }
+                    Mode::Ending { .. } | Mode::Staying { .. } | Mode::Preparing { .. } => {}
+                }
+            }
+            ToTab::Set(settings) => self.set(settings),
+            ToTab::Pause { reason } => self.leave(&reason, true),
+            ToTab::Finish { reason } => self.leave(&reason, false),
+            ToTab::Visibility { hidden } => {
+                self.seen.hidden.set(hidden);
+                self.seen.was_hidden.set(self.seen.was_hidden.get() || hidden);
+                if let Mode::Staying { stay, .. } = &mut self.mode {
+                    stay.handle(Event::Visibility { hidden }, &mut self.figures);
+                }
+            }
+            ToTab::Forget => self.forget(),
+        }
+    }
+
+    fn set(&mut self, settings: TabSettings) {
+        let old = self.shared.settings.replace(settings.clone());
+        self.shared.meter.set_max(settings.data_bytes_max);
+        let after = match change(&old, &settings) {
+            Change::Live => None,
+            Change::Rejoin => Some(Then::Rejoin),
+            Change::Reopen => Some(Then::Reopen),
+        };
+        match &mut self.mode {
+            Mode::Staying { stay, then } => {
+                stay.ready.weights.set_disk_bytes_max(settings.disk_bytes_max);
+                if let Some(after) = after {
+                    *then = Some(then.map_or(after, |then| then.max(after)));
+                    stay.drain("its owner changed its settings", &mut self.figures);
+                }
+            }
+            // What is being prepared may already be for the old ones.
+            Mode::Preparing { cancel, then, .. } if after.is_some() => {
+                *then = Some(then.map_or(Then::Reopen, |then| then.max(Then::Reopen)));
+                cancel.cancel();
+            }
+            Mode::Ending { then, .. } => *then = after.map_or(*then, |after| after.max(*then)),
+            Mode::Preparing { .. } | Mode::Resting { .. } | Mode::Forgetting { .. } => {}
+        }
+    }
+
+    /// Starts to prepare, then to stay.
+    fn begin(&mut self) {
+        if let Some(reason) = self.shared.meter.exhausted() {
+            self.detail = format!("{reason}: raise it to go on");
+            return self.report(true);
+        }
+        let cancel = match Cancel::new() {
+            Ok(cancel) => cancel,
+            Err(reason) => return self.fail(reason),
+        };
+        self.start += 1;
+        self.detail.clear();
+        self.watch = Watch::default();
+        self.tick_on();
+        let Shared { inbox, meter, settings } = self.shared.clone();
+        let start = self.start;
+        let preparation = Preparation {
+            start,
+            inbox: inbox.clone(),
+            settings,
+            cancel: cancel.clone(),
+            seen: self.seen.clone(),
+            meter,
+        };
+        self.mode = Mode::Preparing { cancel, phase: TabPhase::Benchmarking, then: None };
+        let before = self.ready.take();
+        wasm_bindgen_futures::spawn_local(async move {
+            let result = preparation.run(before).await;
+            inbox.push(Happened::Prepared { start, result });
+        });
+    }
+
+    fn prepared(&mut self, result: Result<Box<Ready>, String>) {
+        let then = match &self.mode {
+            Mode::Preparing { then, .. } => *then,
+            Mode::Resting { .. }
+            | Mode::Staying { .. }
+            | Mode::Ending { .. }
+            | Mode::Forgetting { .. } => return,
+        };
+        self.mode = Mode::Resting { paused: true };
+        match (result, then) {
+            (Ok(mut ready), Some(Then::Rest)) => {
+                ready.lock = None;
+                self.ready = Some(ready);
+                self.rest();
+            }
+            (Err(_), Some(Then::Rest)) => self.rest(),
+            (result, Some(Then::Rejoin | Then::Reopen)) => {
+                self.ready = result.ok();
+                self.begin();
+            }
+            (Ok(ready), None) => {
+                self.credit_before = Some(self.credit_before.unwrap_or(ready.credit_before));
+                let shared = self.shared.clone();
+                self.detail.clear();
+                let hidden = self.seen.hidden.get();
+                let stay = Stay::begin(self.start, self.connection, shared, ready, hidden);
+                self.mode = Mode::Staying { stay: Box::new(stay), then: None };
+            }
+            (Err(reason), None) => self.fail(reason),
+        }
+    }
+
+    /// Leaves, at once or after the work in hand.
+    fn leave(&mut self, reason: &str, at_once: bool) {
+        self.detail = reason.to_owned();
+        match &mut self.mode {
+            // Whoever asked waits for the answer.
+            Mode::Resting { paused } => {
+                *paused = true;
+                self.report(true);
+            }
+            Mode::Forgetting { start } => *start = false,
+            Mode::Preparing { cancel, then, .. } => {
+                *then = Some(Then::Rest);
+                cancel.cancel();
+            }
+            Mode::Staying { stay, then } => {
+                *then = Some(Then::Rest);
+                match at_once {
+                    true => {
+                        stay.halt(reason, &mut self.figures);
+                        self.end();
+                    }
+                    false => stay.drain(reason, &mut self.figures),
+                }
+            }
+            Mode::Ending { then, .. } => *then = Then::Rest,
+        }
+    }
+
+    /// Draws the consequences of what was handled.
+    fn settle(&mut self) {
+        let Mode::Staying { stay, then } = &mut self.mode else { return };
+        let Some(over) = stay.settle(&mut self.figures) else { return };
+        match over {
+            Over::Drained => {
+                if then.is_none() {
+                    // By itself: the data cap.
+                    (*then, self.detail) = (Some(Then::Rest), stay.phase().1);
+                }
+            }
+            Over::Dismissed(reason) => {
+                *then = Some(Then::Rest);
+                self.detail = format!("the coordinator says: {reason}");
+                post(&FromTab::Failed { reason: self.detail.clone() });
+            }
+        }
+        stay.close();
+        self.end();
+    }
+
+    /// From here on only the compute task's end is waited for.
+    fn end(&mut self) {
+        let mode = std::mem::replace(&mut self.mode, Mode::Resting { paused: true });
+        self.mode = match mode {
+            Mode::Staying { stay, then } => {
+                self.connection = stay.connection();
+                Mode::Ending { stay, then: then.unwrap_or(Then::Rest) }
+            }
+            other => other,
+        };
+    }
+
+    /// The compute task has ended.
+    fn ended(&mut self) {
+        // It ends only when told to, and then this is what it was told in.
+        let mode = std::mem::replace(&mut self.mode, Mode::Resting { paused: true });
+        let Mode::Ending { stay, then } = mode else {
+            self.mode = mode;
+            return;
+        };
+        let mut ready = stay.into_ready();
+        self.save(&ready);
+        match then {
+            Then::Rest => {
+                ready.lock = None;
+                self.ready = Some(ready);
+                self.rest();
+            }
+            Then::Rejoin | Then::Reopen => {
+                self.ready = Some(ready);
+                self.begin();
+            }
+        }
+    }
+
+    fn rest(&mut self) {
+        self.mode = Mode::Resting { paused: true };
+        self.ticking.set(false);
+        self.report(true);
+    }
+
+    fn fail(&mut self, reason: String) {
+        post(&FromTab::Failed { reason: reason.clone() });
+        self.detail = reason;
+        self.rest();
+    }
+
+    fn forget(&mut self) {
+        if !matches!(self.mode, Mode::Resting { .. }) {
+            return js::warn("data is deleted only while the worker is paused");
+        }
+        self.mode = Mode::Forgetting { start: false };
+        self.ready = None;
+        self.credit_before = Some(0);
+        self.credit_saved = 0;
+        self.figures = Figures::default();
+        let inbox = self.shared.inbox.clone();
+        wasm_bindgen_futures::spawn_local(async move {
+            inbox.push(Happened::Forgotten(erase().await));
+        });
+    }
+
+    fn forgotten(&mut self, result: Result<u64, String>) {
+        let Mode::Forgetting { start } = self.mode else { return };
+        self.mode = Mode::Resting { paused: true };
+        match result {
+            Ok(disk_bytes) => {
+                self.detail = "everything that was kept here is deleted".into();
+                post(&FromTab::Forgotten { disk_bytes });
+            }
+            Err(reason) => {
+                self.detail = format!("not everything could be deleted: {reason}");
+                post(&FromTab::Failed { reason: self.detail.clone() });
+            }
+        }
+        match start {
+            true => self.begin(),
+            false => self.report(true),
+        }
+    }
+
+    /// Has [`Tab::tick`] called until it rests.
+    fn tick_on(&mut self) {
+        self.ticking.set(false);
+        self.ticking = Rc::new(Cell::new(true));
+        let (inbox, ticking) = (self.shared.inbox.clone(), self.ticking.clone());
+        wasm_bindgen_futures::spawn_local(async move {
+            while ticking.get() {
+                inbox.push(Happened::Tick);
+                js::sleep(TICK_MS).await;
+            }
+        });
+    }
+
+    fn tick(&mut self) {
+        let slept = self.watch.look(js::wall_ms());
+        let Mode::Staying { stay, .. } = &mut self.mode else { return };
+        stay.tick(slept, &mut self.figures);
+        let now = js::now_ms();
+        if now - self.saved_ms >= SAVE_EVERY_MS {
+            self.saved_ms = now;
+            let store = stay.ready.store.clone();
+            self.save_to(store);
+        }
+    }
+
+    fn credit(&self) -> u64 {
+        self.credit_before.unwrap_or(0) + self.figures.layer_tokens
+    }
+
+    fn save(&mut self, ready: &Ready) {
+        self.save_to(ready.store.clone());
+    }
+
+    /// Writes down what was given, if it grew.
+    fn save_to(&mut self, store: Option<Rc<Store>>) {
+        let credit = self.credit();
+        let (Some(store), true) = (store, credit != self.credit_saved) else { return };
+        self.credit_saved = credit;
+        wasm_bindgen_futures::spawn_local(async move {
+            if let Err(error) = store.write_small(CREDIT, credit.to_string().as_bytes()).await {
+                js::warn(&format!("the credit is not written down: {error}"));
+            }
+        });
+    }
+
+    /// Tells the page, if something changed; figures alone only now and then, unless `now`.
+    fn report(&mut self, now: bool) {
+        let status = self.status();
+        let now_ms = js::now_ms();
+        let plain = |s: &TabStatus| {
+            let at = (s.phase, s.detail.clone(), s.device.clone(), s.benchmark);
+            (at, s.shards.clone(), s.fetching.is_some(), s.disk_problem.clone())
+        };
+        let due = now
+            || plain(&status) != plain(&self.told)
+            || status != self.told && now_ms - self.told_ms >= STATUS_EVERY_MS;
+        if due {
+            post(&FromTab::Status(Box::new(status.clone())));
+            (self.told, self.told_ms) = (status, now_ms);
+        }
+    }
+
+    fn status(&mut self) -> TabStatus {
+        let now = js::now_ms();
+        let mut status = TabStatus {
+            steps: self.figures.steps,
+            tokens: self.figures.tokens,
+            credit_layer_tokens: self.credit(),
+            tokens_per_s: self.figures.tokens_per_s(now),
+            busy: self.figures.busy(now),
+            bytes_down: self.shared.meter.down(),
+            bytes_up: self.shared.meter.up(),
+            bytes_from_disk: self.shared.meter.from_disk(),
+            detail: self.detail.clone(),
+            ..TabStatus::default()
+        };
+        let ready = match &self.mode {
+            Mode::Resting { paused } => {
+                status.phase = if *paused { TabPhase::Paused } else { TabPhase::Waiting };
+                self.ready.as_deref()
+            }
+            Mode::Forgetting { .. } => {
+                status.phase = TabPhase::Paused;
+                None
+            }
+            Mode::Preparing { phase, .. } => {
+                status.phase = *phase;
+                None
+            }
+            Mode::Staying { stay, .. } => {
+                (status.phase, status.detail) = stay.phase();
+                status.shards = stay.holdings().shards();
+                status.fetching = stay.holdings().fetching();
+                Some(&*stay.ready)
+            }
+            Mode::Ending { stay, .. } => {
+                status.phase = TabPhase::Finishing;
+                Some(&*stay.ready)
+            }
+        };
+        if let Some(ready) = ready {
+            status.device = Some(ready.device.clone());
+            status.benchmark = Some(ready.benchmark).filter(|b| b.took_ms > 0.0);
+            status.disk_bytes = ready.weights.disk_bytes();
+            status.disk_problem = ready.weights.problem();
+        }
+        status
+    }
+}
+
+/// What earlier lives of this tab gave.
+pub async fn credit_of(store: Option<&Store>) -> u64 {
+    let Some(store) = store else { return 0 };
+    let text = store.read_small(CREDIT).await.unwrap_or_default();
+    std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+}
+
+/// Deletes everything of ours; gives the bytes of weights that there were.
+async fn erase() -> Result<u64, String> {
+    // Where no file can be kept, none is to be deleted.
+    let Ok(store) = Store::open().await else { return Ok(0) };
+    let words = |error: super::storage::StorageError| error.to_string();
+    let bytes = store.blobs().await.map_err(words)?.iter().map(|(_, bytes)| bytes).sum();
+    store.clear().await.map_err(words)?;
+    Ok(bytes)
+}
+
+/// Tells the page.
+pub fn post(message: &FromTab) {
+    let json = serde_json::to_string(message).unwrap_or_default();
+    // Only a worker that is being ended has no page.
+    let _ = js::scope().post_message(&JsValue::from_str(&json));
+}

@@ -1,0 +1,341 @@
+//! The weights: in the origin's files or in memory, else from the coordinator.
+
+use std::cell::{Cell, RefCell};
+use std::collections::BTreeMap;
+use std::rc::Rc;
+use std::sync::{Arc, Weak};
+
+use engine::BlobBytes;
+use protocol::{BlobHash, BlobRef};
+use shards::Source;
+
+use super::download::{self, Landed, PIECE_BYTES, Request, download, partial};
+use super::http::Cancel;
+use super::js;
+use super::storage::Store;
+use crate::kept::{Kept, NoRoom};
+use crate::meter::Meter;
+
+const INDEX: &str = "index.json";
+
+/// Weights by hash.
+pub struct Weights {
+    store: Option<Rc<Store>>,
+    meter: Rc<Meter>,
+    kept: RefCell<Kept>,
+    disk_bytes_max: Cell<u64>,
+    /// Why something is only in memory, in words.
+    problem: RefCell<Option<String>>,
+    memory: RefCell<BTreeMap<BlobHash, Arc<Vec<u8>>>>,
+    /// What shards on the CPU share.
+    given: RefCell<BTreeMap<BlobHash, Weak<Vec<u8>>>>,
+    /// Blobs that assignments need, and so many bytes each.
+    wanted: RefCell<BTreeMap<BlobHash, u64>>,
+    token: RefCell<String>,
+    /// The index is being written; it has changed since.
+    saving: Cell<bool>,
+    unsaved: Cell<bool>,
+}
+
+impl Weights {
+    /// Weights in `store`, or in memory alone, for the reason `problem`.
+    pub async fn open(
+        store: Option<Rc<Store>>,
+        problem: Option<String>,
+        meter: Rc<Meter>,
+    ) -> Weights {
+        let mut weights = Weights {
+            store,
+            meter,
+            kept: RefCell::default(),
+            disk_bytes_max: Cell::new(u64::MAX),
+            problem: RefCell::new(problem),
+            memory: RefCell::default(),
+            given: RefCell::default(),
+            wanted: RefCell::default(),
+            token: RefCell::default(),
+            saving: Cell::new(false),
+            unsaved: Cell::new(false),
+        };
+        weights.list().await;
+        weights
+    }
+
+    async fn list(&mut self) {
+        let Some(store) = &self.store else { return };
+        let known = store.read_small(INDEX).await;
+        let known = known.and_then(|json| serde_json::from_slice::<Kept>(&json).ok());
+        match store.blobs().await {
+            Ok(files) => *self.kept.get_mut() = known.unwrap_or_default().reconcile(files),
+            Err(error) => *self.problem.get_mut() = Some(error.to_string()),
+        }
+    }
+
+    /// The owner's bound for what is kept on disk.
+    pub fn set_disk_bytes_max(&self, max: u64) {
+        self.disk_bytes_max.set(max);
+        let refused = "the disk limit is 0: weights are kept in memory only";
+        if max == 0 {
+            self.say(refused.into());
+        } else if self.problem.borrow().as_deref() == Some(refused) {
+            *self.problem.borrow_mut() = None;
+        }
+    }
+
+    /// For fetching.
+    pub fn set_token(&self, token: String) {
+        *self.token.borrow_mut() = token;
+    }
+
+    /// For the hello: what need not be fetched.
+    pub fn cached(&self) -> Vec<BlobHash> {
+        self.kept.borrow().listing()
+    }
+
+    /// Bytes on disk.
+    pub fn disk_bytes(&self) -> u64 {
+        self.kept.borrow().bytes()
+    }
+
+    /// Why something is only in memory, in words.
+    pub fn problem(&self) -> Option<String> {
+        self.problem.borrow().clone()
+    }
+
+    fn say(&self, problem: String) {
+        js::warn(&problem);
+        *self.problem.borrow_mut() = Some(problem);
+    }
+
+    /// Has a blob here until [`Weights::forget`].
+    ///
+    /// # Errors
+    /// It cannot be had; in words.
+    pub async fn fetch(
+        &self,
+        blob: &BlobRef,
+        cancel: &Cancel,
+        progress: impl Fn(u64),
+    ) -> Result<(), String> {
+        self.wanted.borrow_mut().insert(blob.hash.clone(), blob.bytes);
+        if self.memory.borrow().contains_key(&blob.hash) {
+            return Ok(());
+        }
+        let on_disk = self.kept.borrow().bytes_of(&blob.hash);
+        match on_disk {
+            Some(bytes) if bytes == blob.bytes => {
+                self.meter.spared(bytes);
+                self.kept.borrow_mut().used(&blob.hash, bytes);
+                self.save().await;
+                Ok(())
+            }
+            Some(_) => {
+                self.remove(&blob.hash).await;
+                self.download(blob, cancel, progress).await
+            }
+            None => self.download(blob, cancel, progress).await,
+        }
+    }
+
+    async fn download(
+        &self,
+        blob: &BlobRef,
+        cancel: &Cancel,
+        progress: impl Fn(u64),
+    ) -> Result<(), String> {
+        let store = self.make_room(blob).await;
+        let token = self.token.borrow().clone();
+        let request = Request { blob, token: &token, cancel, meter: &self.meter };
+        let landed = download(&request, store.as_deref(), progress).await?;
+        let bytes = match (landed, store) {
+            (Landed::Disk, Some(store)) => {
+                let renamed = store.rename_blob(&partial(&blob.hash), &blob.hash).await;
+                renamed.map_err(|error| format!("blob {}: {error}", blob.hash))?;
+                self.kept.borrow_mut().used(&blob.hash, blob.bytes);
+                self.save().await;
+                return Ok(());
+            }
+            (Landed::Disk, None) => return Err("there is no disk".into()),
+            (Landed::Memory(bytes, error), _) => {
+                if let Some(error) = error {
+                    self.say(format!("{error}: some weights are kept in memory only"));
+                }
+                bytes
+            }
+        };
+        // Unless it was forgotten meanwhile.
+        if self.wanted.borrow().contains_key(&blob.hash) {
+            self.memory.borrow_mut().insert(blob.hash.clone(), Arc::new(bytes));
+        }
+        Ok(())
+    }
+
+    /// Room on disk for a blob, by removing what was not used for longest; `None` if it has
+    /// to be kept in memory.
+    async fn make_room(&self, blob: &BlobRef) -> Option<Rc<Store>> {
+        let store = self.store.clone().filter(|_| self.disk_bytes_max.get() > 0)?;
+        let remove = {
+            let wanted = self.wanted.borrow();
+            let in_use = |hash: &str| wanted.contains_key(hash);
+            self.kept.borrow().to_remove(blob.bytes, self.disk_bytes_max.get(), in_use)
+        };
+        match remove {
+            Ok(remove) => {
+                for hash in remove {
+                    self.remove(&hash).await;
+                }
+                Some(store)
+            }
+            Err(NoRoom { max, in_use }) => {
+                let mb = |bytes: u64| bytes as f64 / 1e6;
+                self.say(format!(
+                    "the disk limit is {:.0} MB, {:.0} MB of it in use: some weights are kept in \
+                     memory only",
+                    mb(max),
+                    mb(in_use)
+                ));
+                None
+            }
+        }
+    }
+
+    async fn remove(&self, hash: &str) {
+        if let Some(store) = &self.store
+            && let Err(error) = store.remove_blob(hash).await
+        {
+            js::warn(&format!("blob {hash} is not removed: {error}"));
+        }
+        self.kept.borrow_mut().removed(hash);
+    }
+
+    /// Writes down which blobs were used when, one writer at a time. Losing it costs an order
+    /// of removal only.
+    async fn save(&self) {
+        let Some(store) = &self.store else { return };
+        self.unsaved.set(true);
+        if self.saving.replace(true) {
+            return;
+        }
+        while self.unsaved.replace(false) {
+            let json = serde_json::to_vec(&*self.kept.borrow()).unwrap_or_default();
+            if let Err(error) = store.write_small(INDEX, &json).await {
+                js::warn(&format!("{INDEX} is not written: {error}"));
+            }
+        }
+        self.saving.set(false);
+    }
+
+    /// Nobody needs the blob now.
+    pub fn forget(&self, hash: &str) {
+        self.wanted.borrow_mut().remove(hash);
+        self.memory.borrow_mut().remove(hash);
+    }
+
+    /// Nobody needs any now.
+    pub fn forget_all(&self) {
+        self.wanted.borrow_mut().clear();
+        self.memory.borrow_mut().clear();
+    }
+
+    /// Reads a blob piece by piece from wherever it lies and checks its hash at the end: the
+    /// bytes taken count only if this succeeds.
+    async fn read(
+        &self,
+        hash: &str,
+        take: &mut dyn FnMut(u64, &[u8]) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let bytes = self.wanted.borrow().get(hash).copied().ok_or("nobody wanted the blob")?;
+        let mut hasher = blake3::Hasher::new();
+        let in_memory = self.memory.borrow().get(hash).cloned();
+        if let Some(blob) = in_memory {
+            for (i, piece) in blob.chunks(PIECE_BYTES).enumerate() {
+                hasher.update(piece);
+                take((i * PIECE_BYTES) as u64, piece)?;
+                js::yield_now().await;
+            }
+        } else {
+            let store = self.store.as_ref().ok_or("the blob is gone")?;
+            let file = store.open_blob(hash, false).await.map_err(|e| e.to_string())?;
+            let mut buffer = vec![0; PIECE_BYTES];
+            let mut at = 0;
+            while at < bytes {
+                let n = file.read(at, &mut buffer).map_err(|e| e.to_string())?;
+                if n == 0 {
+                    return Err(format!("it ends at {at} of {bytes} bytes"));
+                }
+                let piece = &buffer[..n.min((bytes - at) as usize)];
+                hasher.update(piece);
+                take(at, piece)?;
+                at += piece.len() as u64;
+                js::yield_now().await;
+            }
+        }
+        match hasher.finalize().to_hex().as_str() == hash {
+            true => Ok(()),
+            false => Err("what lies on disk hashes to something else".into()),
+        }
+    }
+
+    /// As [`Weights::read`]; a blob that is not what it should be is fetched anew, once.
+    async fn read_again(
+        &self,
+        hash: &str,
+        take: &mut dyn FnMut(u64, &[u8]) -> Result<(), String>,
+    ) -> Result<(), String> {
+        let reason = match self.read(hash, take).await {
+            Ok(()) => return Ok(()),
+            Err(reason) => reason,
+        };
+        js::warn(&format!("blob {hash}: {reason}; it is fetched again"));
+        let bytes = self.wanted.borrow().get(hash).copied().ok_or("nobody wants it any more")?;
+        self.remove(hash).await;
+        let blob = BlobRef { hash: hash.to_owned(), bytes };
+        self.download(&blob, &Cancel::new()?, |_| {}).await?;
+        self.read(hash, take).await
+    }
+}
+
+/// Gives shards their weights.
+pub struct Supply(pub Rc<Weights>);
+
+impl Source for Supply {
+    async fn whole(&mut self, hash: &str) -> Result<BlobBytes, String> {
+        let weights = &self.0;
+        let shared = weights.given.borrow().get(hash).and_then(Weak::upgrade);
+        if let Some(blob) = shared {
+            return Ok(blob);
+        }
+        // What is in memory was verified when it came, and nobody changes it there.
+        let in_memory = weights.memory.borrow().get(hash).cloned();
+        let blob = match in_memory {
+            Some(blob) => blob,
+            None => {
+                let bytes = weights.wanted.borrow().get(hash).copied().unwrap_or_default();
+                let mut blob = download::room(bytes)?;
+                weights
+                    .read_again(hash, &mut |at, piece| {
+                        blob.truncate(at as usize);
+                        blob.extend_from_slice(piece);
+                        Ok(())
+                    })
+                    .await?;
+                Arc::new(blob)
+            }
+        };
+        let mut given = weights.given.borrow_mut();
+        given.retain(|_, blob| blob.strong_count() > 0);
+        given.insert(hash.to_owned(), Arc::downgrade(&blob));
+        Ok(blob)
+    }
+
+    async fn pieces(
+        &mut self,
+        hash: &str,
+        take: &mut dyn FnMut(u64, &[u8]) -> Result<(), String>,
+    ) -> Result<(), String> {
+        self.0.read_again(hash, take).await?;
+        // They are on the device now; whoever wants them again has them fetched again.
+        self.0.memory.borrow_mut().remove(hash);
+        Ok(())
+    }
+}

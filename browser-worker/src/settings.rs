@@ -1,0 +1,123 @@
+//! What the owner's settings mean.
+
+use api::{TabBackend, TabSettings};
+use protocol::{NAME_BYTES_MAX, clean_text_to};
+
+/// Most memory that a worker on WASM lends, bytes: its address space is 4 GiB, of which the
+/// program itself, buffers and what is between allocations need some.
+pub const WASM_MEMORY_BYTES_MAX: u64 = 3 << 30;
+/// Longest rest after a step, ms.
+pub const REST_MS_MAX: f64 = 20_000.0;
+
+/// What a change of settings asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Change {
+    /// Nothing, or what counts from now on by itself.
+    Live,
+    /// The coordinator was told otherwise: leave in good order and join again.
+    Rejoin,
+    /// Something else computes: the same, with a new benchmark.
+    Reopen,
+}
+
+/// What going from `old` to `new` asks for.
+pub fn change(old: &TabSettings, new: &TabSettings) -> Change {
+    if old.backend != new.backend || old.threads != new.threads {
+        Change::Reopen
+    } else if old.memory_bytes_max != new.memory_bytes_max || old.name != new.name {
+        Change::Rejoin
+    } else {
+        Change::Live
+    }
+}
+
+/// Memory to lend for weights, KV cache and scratch, bytes.
+pub fn lent_bytes(settings: &TabSettings, backend: TabBackend) -> u64 {
+    match backend {
+        TabBackend::Webgpu => settings.memory_bytes_max,
+        TabBackend::Wasm => settings.memory_bytes_max.min(WASM_MEMORY_BYTES_MAX),
+    }
+}
+
+/// The worker's name for people.
+pub fn name(settings: &TabSettings) -> String {
+    match settings.name.trim() {
+        "" => "anonymous".into(),
+        name => clean_text_to(name, NAME_BYTES_MAX),
+    }
+}
+
+/// The share of the time that it computes, 0 to 1.
+pub fn share(settings: &TabSettings) -> f64 {
+    f64::from(settings.intensity_percent.clamp(1, 100)) / 100.0
+}
+
+/// How long to rest after computing for that long, ms.
+pub fn rest_ms(computed_ms: f64, settings: &TabSettings) -> f64 {
+    let share = share(settings);
+    (computed_ms.max(0.0) * (1.0 - share) / share).min(REST_MS_MAX)
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    pub(crate) fn settings() -> TabSettings {
+        TabSettings {
+            backend: None,
+            memory_bytes_max: 8 << 30,
+            disk_bytes_max: 1 << 30,
+            data_bytes_max: None,
+            intensity_percent: 100,
+            name: "otter".into(),
+            threads: 1,
+        }
+    }
+
+    #[test]
+    fn only_what_the_coordinator_was_told_makes_it_join_again() {
+        let old = settings();
+        let with = |edit: fn(&mut TabSettings)| {
+            let mut new = old.clone();
+            edit(&mut new);
+            change(&old, &new)
+        };
+        assert_eq!(with(|_| {}), Change::Live);
+        assert_eq!(with(|s| s.intensity_percent = 25), Change::Live);
+        assert_eq!(with(|s| s.data_bytes_max = Some(1)), Change::Live);
+        assert_eq!(with(|s| s.disk_bytes_max = 0), Change::Live);
+        assert_eq!(with(|s| s.memory_bytes_max = 1), Change::Rejoin);
+        assert_eq!(with(|s| s.name = "heron".into()), Change::Rejoin);
+        assert_eq!(with(|s| s.backend = Some(TabBackend::Wasm)), Change::Reopen);
+        assert_eq!(with(|s| s.threads = 4), Change::Reopen);
+    }
+
+    #[test]
+    fn wasm_lends_what_its_address_space_has() {
+        assert_eq!(lent_bytes(&settings(), TabBackend::Webgpu), 8 << 30);
+        assert_eq!(lent_bytes(&settings(), TabBackend::Wasm), WASM_MEMORY_BYTES_MAX);
+        let small = TabSettings { memory_bytes_max: 5, ..settings() };
+        assert_eq!(lent_bytes(&small, TabBackend::Wasm), 5);
+    }
+
+    #[test]
+    fn a_name_is_cleaned_and_nobody_is_anonymous() {
+        let named = |name: &str| super::name(&TabSettings { name: name.into(), ..settings() });
+        assert_eq!(named(" otter\n"), "otter");
+        assert_eq!(named("a\u{7}b"), "a b");
+        assert_eq!(named("  "), "anonymous");
+        assert_eq!(named(&"é".repeat(1000)).len(), NAME_BYTES_MAX);
+    }
+
+    #[test]
+    fn rests_are_in_proportion() {
+        let rest = |percent| {
+            let settings = TabSettings { intensity_percent: percent, ..settings() };
+            rest_ms(100.0, &settings).round()
+        };
+        assert_eq!((rest(100), rest(50), rest(25)), (0.0, 100.0, 300.0));
+        assert_eq!(rest(0), rest(1), "never for ever");
+        let slow = TabSettings { intensity_percent: 1, ..settings() };
+        assert_eq!(rest_ms(9000.0, &slow), REST_MS_MAX);
+    }
+}
