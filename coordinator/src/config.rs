@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Deserialize, Deserializer};
 
 use crate::pull::catalogue;
+use crate::server::TlsFiles;
 use crate::store::{CANONICAL_1, CLASSES, EXACT_F32, WGSL_F32};
 
 /// `--listen` where nothing else is said: this machine only.
@@ -94,6 +95,13 @@ pub struct Settings {
     /// MiB; beyond it a replay starts from the tokens [default: 256]
     #[arg(long, env = "WEFT_LOG_MIB", value_name = "MIB")]
     pub log_mib: Option<u64>,
+    /// Speak TLS (https and wss) with this certificate: a PEM file, the server's own first.
+    /// Browsers on other machines give their GPU over https only. Needs --tls-key
+    #[arg(long, env = "WEFT_TLS_CERT", value_name = "FILE")]
+    pub tls_cert: Option<PathBuf>,
+    /// The certificate's private key, a PEM file
+    #[arg(long, env = "WEFT_TLS_KEY", value_name = "FILE")]
+    pub tls_key: Option<PathBuf>,
     /// How long streams may go on after SIGTERM or Ctrl-C, seconds [default: 30]
     #[arg(long, env = "WEFT_GRACE_S", value_name = "SECONDS")]
     pub grace_s: Option<u64>,
@@ -205,6 +213,8 @@ impl Settings {
             queue_max: self.queue_max.or(base.queue_max),
             cached_sessions_max: self.cached_sessions_max.or(base.cached_sessions_max),
             log_mib: self.log_mib.or(base.log_mib),
+            tls_cert: self.tls_cert.or(base.tls_cert),
+            tls_key: self.tls_key.or(base.tls_key),
             grace_s: self.grace_s.or(base.grace_s),
         }
     }
@@ -236,6 +246,12 @@ impl Settings {
         if !(1..=100).contains(&intensity_percent) {
             return Err(value("intensity", "1 to 100 percent are possible"));
         }
+        let tls = match (self.tls_cert, self.tls_key) {
+            (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
+            (None, None) => None,
+            (Some(_), None) => return Err(value("tls-key", "is needed with tls-cert")),
+            (None, Some(_)) => return Err(value("tls-cert", "is needed with tls-key")),
+        };
         let mut scheduler = scheduler::Config::default();
         scheduler.sessions_max = self.sessions_max.unwrap_or(scheduler.sessions_max);
         scheduler.queue_max = self.queue_max.unwrap_or(scheduler.queue_max);
@@ -254,6 +270,7 @@ impl Settings {
             memory_bytes: self.memory_mib.map(mib_to_bytes),
             intensity_percent,
             scheduler,
+            tls,
             grace: Duration::from_secs(self.grace_s.unwrap_or(GRACE_DEFAULT_S)),
         })
     }
@@ -312,6 +329,8 @@ pub struct Config {
     pub intensity_percent: u8,
     /// The scheduler's bounds.
     pub scheduler: scheduler::Config,
+    /// Certificate and key, where TLS is spoken.
+    pub tls: Option<TlsFiles>,
     /// How long streams may go on after a stop.
     pub grace: Duration,
 }
@@ -421,6 +440,8 @@ mod tests {
             ("--intensity 101", "intensity"),
             ("--sessions-max 0", "sessions-max"),
             ("--invite-token short", "invite-token"),
+            ("--tls-cert x.crt", "tls-key"),
+            ("--tls-key x.key", "tls-cert"),
             ("--classes f16", "classes"),
             ("--classes canonical-1,canonical-1", "classes"),
             ("--exact --classes canonical-1", "classes"),

@@ -15,5 +15,6 @@ pub mod http;
 pub mod pull;
 mod random;
 pub mod serve;
+pub mod server;
 pub mod sockets;
 pub mod store;

@@ -6,7 +6,6 @@ use std::pin::pin;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
-use axum::serve::ListenerExt;
 use tokio::net::TcpListener;
 use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
@@ -17,6 +16,7 @@ use crate::driver::{self, Handle};
 use crate::embedded;
 use crate::http::{self, AppState};
 use crate::pull::{self, Hub, Wanted};
+use crate::server;
 use crate::sockets::{GOODBYE_WITHIN, Sockets, Trust};
 use crate::store::{self, Home, ServedModel};
 
@@ -49,6 +49,7 @@ pub async fn run(
     shutdown: impl Future<Output = ()>,
 ) -> anyhow::Result<()> {
     let mut shutdown = pin!(shutdown);
+    let tls = config.tls.as_ref().map(server::load_tls).transpose()?;
     let home = Home::open(config.home.clone())?;
     let models = tokio::select! {
         models = load_models(&home, &config) => models?,
@@ -73,17 +74,10 @@ pub async fn run(
 
     let address = listener.local_addr().context("the listener has no address")?;
     announce(address, &config);
-    let telling = tokio::spawn(tell_when_ready(driver.clone(), address, names));
+    let telling =
+        tokio::spawn(tell_when_ready(driver.clone(), address, config.tls.is_some(), names));
     let stopping = CancellationToken::new();
-    // A step's answer is small and urgent: it must not wait to be joined with others.
-    let listener = listener.tap_io(|stream| {
-        let _ = stream.set_nodelay(true);
-    });
-    let service = app.into_make_service_with_connect_info::<SocketAddr>();
-    let server = axum::serve(listener, service)
-        .with_graceful_shutdown(stopping.clone().cancelled_owned())
-        .into_future();
-    let mut server = tokio::spawn(server);
+    let mut server = tokio::spawn(server::serve(listener, tls, app, stopping.clone()));
     tokio::select! {
         () = &mut shutdown => {}
         ended = &mut server => bail!("the HTTP server ended by itself: {ended:?}"),
@@ -168,34 +162,45 @@ fn reachable(address: SocketAddr) -> SocketAddr {
 /// One line that programs may read, then lines for people.
 fn announce(address: SocketAddr, config: &Config) {
     let here = reachable(address);
-    println!("listening on http://{here}");
-    println!("OpenAI-compatible endpoint: http://{here}/v1");
-    let token = if config.trust_loopback { "" } else { " --token TOKEN" };
-    match http::pages::are_embedded() {
-        true => println!("lend a browser: http://{here}/"),
+    let s = if config.tls.is_some() { "s" } else { "" };
+    println!("listening on http{s}://{here}");
+    println!("OpenAI-compatible endpoint: http{s}://{here}/v1");
+    let pages = http::pages::are_embedded();
+    match pages {
+        true => println!("lend a browser: http{s}://{here}/"),
         false => println!(
             "no browser can lend its GPU: this program was built without the pages; \
              `cargo xtask serve` builds them"
         ),
     }
-    println!("more workers, on this machine: worker --coordinator ws://{here}{token}");
+    let token = if config.trust_loopback { "" } else { " --token TOKEN" };
+    println!("more workers, on this machine: worker --coordinator ws{s}://{here}{token}");
     if config.trust_loopback {
         println!("  (with a proxy or tunnel on this machine add --no-trust-loopback here)");
     }
-    if !address.ip().is_loopback() {
-        let port = address.port();
-        let there = match address.ip().is_unspecified() {
-            true => format!("ADDRESS-OF-THIS-MACHINE:{port}"),
-            false => here.to_string(),
-        };
-        let token = if config.invite_tokens.is_empty() { "" } else { " --token TOKEN" };
-        println!("more workers, on other machines: worker --coordinator ws://{there}{token}");
-        println!("note: whoever reaches {address} can use it; put it behind a proxy that checks");
+    if address.ip().is_loopback() {
+        return;
     }
+    let port = address.port();
+    let there = match address.ip().is_unspecified() {
+        true => format!("ADDRESS-OF-THIS-MACHINE:{port}"),
+        false => here.to_string(),
+    };
+    let token = if config.invite_tokens.is_empty() { "" } else { " --token TOKEN" };
+    println!("more workers, on other machines: worker --coordinator ws{s}://{there}{token}");
+    match (pages, config.tls.is_some()) {
+        (true, true) => println!("lend a browser, on other machines: https://{there}/"),
+        (true, false) => println!(
+            "  (browsers on other machines give their GPU over https only: start this with \
+             --tls-cert and --tls-key, or behind a proxy that has a certificate)"
+        ),
+        (false, _) => {}
+    }
+    println!("note: whoever reaches {address} can use it; put it behind a proxy that checks");
 }
 
 /// Says once when every model can be used, with a request to try.
-async fn tell_when_ready(driver: Handle, address: SocketAddr, names: Vec<String>) {
+async fn tell_when_ready(driver: Handle, address: SocketAddr, tls: bool, names: Vec<String>) {
     let mut told_missing = false;
     loop {
         let view = driver.view().await;
@@ -208,10 +213,10 @@ async fn tell_when_ready(driver: Handle, address: SocketAddr, names: Vec<String>
         }
         tokio::time::sleep(READY_POLL).await;
     }
-    let here = reachable(address);
+    let (here, s) = (reachable(address), if tls { "s" } else { "" });
     println!("ready: {}. Try", names.join(", "));
     println!(
-        "  curl http://{here}/v1/chat/completions -H 'content-type: application/json' -d \
+        "  curl http{s}://{here}/v1/chat/completions -H 'content-type: application/json' -d \
          '{{\"model\": \"{}\", \"messages\": [{{\"role\": \"user\", \"content\": \"Give me \
          three tips for a healthy life.\"}}], \"max_tokens\": 100}}'",
         names[0]

@@ -8,7 +8,7 @@ use std::time::Duration;
 
 use common::{Heard, Server, answer, hello};
 use coordinator::driver::{RequestEvent, Submission, Submit};
-use coordinator::sockets::Trust;
+use coordinator::sockets::{PROBE_BYTES_MAX, Trust};
 use protocol::{
     AssignmentId, CHUNK_BYTES_MAX, CONTROL_BYTES_MAX, Chunks, Dtype, Frame, FrameKind, FromWorker,
     PAYLOAD_BYTES_MAX, SUBPROTOCOL, Segment, SessionId, Span, Status, ToWorker, WorkerKind,
@@ -157,8 +157,35 @@ async fn trust_is_for_native_workers_here_and_for_tokens() {
     assert!(trusted(1, &[], native, None).await);
     assert!(!trusted(2, &[], browser, None).await);
     assert!(trusted(3, &[], browser, Some("open sesame")).await);
-    assert!(!trusted(4, &[("origin", "https://example.org")], native, None).await, "a web page");
+    let ours = format!("http://{}", server.address);
+    assert!(!trusted(4, &[("origin", &ours)], native, None).await, "a web page");
     assert!(!trusted(5, &[("x-forwarded-for", "192.0.2.1")], native, None).await, "a proxy");
+}
+
+#[tokio::test]
+async fn pages_of_other_sites_cannot_enlist_their_visitors() {
+    let server = trusting().await;
+    let Err(Error::Http(response)) =
+        server.connect(Some(SUBPROTOCOL), &[("origin", "https://example.org")]).await
+    else {
+        panic!("a page of another site was let in")
+    };
+    assert_eq!(response.status(), 403);
+}
+
+#[tokio::test]
+async fn a_link_is_measured_with_as_many_bytes_as_are_asked_for() {
+    let server = trusting().await;
+    let ask = async |query: &str| {
+        let url = format!("http://{}/v1/worker/probe{query}", server.address);
+        reqwest::Client::builder().no_proxy().build().unwrap().get(url).send().await.unwrap()
+    };
+    let probe = ask("?bytes=70000").await;
+    assert_eq!(probe.headers()["cache-control"], "no-store");
+    assert_eq!(probe.bytes().await.unwrap().len(), 70_000);
+    assert_eq!(ask(&format!("?bytes={PROBE_BYTES_MAX}")).await.status(), 200);
+    assert_eq!(ask(&format!("?bytes={}", PROBE_BYTES_MAX + 1)).await.status(), 400);
+    assert_eq!(ask("").await.status(), 400);
 }
 
 #[tokio::test]

@@ -13,3 +13,4 @@ mod lost_workers;
 mod sessions;
 mod signals;
 mod split;
+mod tls;

@@ -138,6 +138,10 @@ async fn upgrade(
     socket: WebSocketUpgrade,
 ) -> Response {
     let shared = sockets.shared;
+    if !is_our_page(&headers) {
+        let reason = "a page of another site may not make its visitors workers here\n";
+        return (StatusCode::FORBIDDEN, reason).into_response();
+    }
     let Some(offered) = offered_version(&socket) else {
         let reason = format!("a worker's socket needs the subprotocol {SUBPROTOCOL}\n");
         return (StatusCode::BAD_REQUEST, reason).into_response();
@@ -159,6 +163,18 @@ async fn upgrade(
         .on_upgrade(move |socket| async move {
             connection::serve(&shared, socket, origin, other_version, stranger).await;
         })
+}
+
+/// Whether the peer is no web page, or one of this coordinator's own: any site may open
+/// sockets in its visitors' names. A proxy that asks for another host passes on the one that
+/// it was asked for, which no page can.
+fn is_our_page(headers: &HeaderMap) -> bool {
+    let Some(origin) = headers.get("origin") else { return true };
+    let host = origin.to_str().ok().and_then(|origin| origin.split_once("://"));
+    let Some((_, host)) = host else { return false };
+    let asked = ["host", "x-forwarded-host"].map(|name| headers.get(name));
+    let mut asked = asked.into_iter().flatten().filter_map(|asked| asked.to_str().ok());
+    asked.any(|asked| asked.trim().eq_ignore_ascii_case(host))
 }
 
 /// Whether the peer asked for this machine by a name that only this machine has: a tunnel or
@@ -189,6 +205,29 @@ fn offered_version(socket: &WebSocketUpgrade) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn only_pages_of_this_host_may_open_workers_sockets() {
+        let check = |headers: &[(&'static str, &str)], expected: bool| {
+            let headers: HeaderMap = headers
+                .iter()
+                .map(|(name, value)| (name.parse().unwrap(), value.parse().unwrap()))
+                .collect::<Vec<(axum::http::HeaderName, axum::http::HeaderValue)>>()
+                .into_iter()
+                .collect();
+            assert_eq!(is_our_page(&headers), expected, "{headers:?}");
+        };
+        let host = ("host", "weft.example:8080");
+        check(&[host], true);
+        check(&[host, ("origin", "http://weft.example:8080")], true);
+        check(&[host, ("origin", "https://WEFT.example:8080")], true);
+        check(&[host, ("origin", "http://weft.example")], false);
+        check(&[host, ("origin", "https://elsewhere.example")], false);
+        check(&[host, ("origin", "null")], false);
+        check(&[("origin", "http://weft.example:8080")], false);
+        let proxied = ("x-forwarded-host", "weft.example");
+        check(&[("host", "127.0.0.1:8080"), proxied, ("origin", "https://weft.example")], true);
+    }
 
     #[test]
     fn only_loopback_names_ask_for_loopback() {

@@ -54,6 +54,14 @@ impl Api {
         Api { base: format!("http://{address}"), http: http.expect("a client") }
     }
 
+    /// Over https, trusting this certificate (PEM) only.
+    pub fn over_tls(address: &str, certificate: &str) -> Api {
+        let certificate = reqwest::Certificate::from_pem(certificate.as_bytes()).expect("PEM");
+        let client = Client::builder().no_proxy().timeout(2 * WAIT_MAX);
+        let http = client.tls_certs_only([certificate]).build();
+        Api { base: format!("https://{address}"), http: http.expect("a client") }
+    }
+
     pub async fn get(&self, path: &str) -> Answer {
         let sent = self.http.get(format!("{}{path}", self.base)).send().await;
         whole(sent.unwrap_or_else(|error| panic!("GET {path}: {error}"))).await

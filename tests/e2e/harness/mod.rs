@@ -105,21 +105,34 @@ pub struct Coordinator {
     pub api: Api,
     /// `127.0.0.1:PORT`.
     pub address: String,
+    /// The scheme of its sockets.
+    sockets: &'static str,
     scratch: Scratch,
 }
 
 impl Coordinator {
     /// `coordinator serve` with these flags, on the default model and a free port.
     pub async fn start(test: &str, flags: &[&str]) -> Coordinator {
-        let model = tests::required_model();
+        Coordinator::start_with(test, &tests::required_model(), flags).await
+    }
+
+    /// The same on another model.
+    pub async fn start_with(test: &str, model: &Path, flags: &[&str]) -> Coordinator {
         let mut command = Command::new(binary("coordinator"));
         command.args(["serve", "--listen", "127.0.0.1:0", "--threads", "2", "--model"]).arg(model);
         command.arg("--home").arg(home("coordinator")).args(flags);
         let process = Process::start("coordinator", command);
-        let line = process.line_with("listening on http://").await;
+        let line = process.line_with("listening on http").await;
         let address = line.rsplit('/').next().expect("an address").trim().to_owned();
-        let api = Api::new(&address);
-        Coordinator { process, api, address, scratch: Scratch::new(test) }
+        let (api, sockets) = (Api::new(&address), "ws");
+        Coordinator { process, api, address, sockets, scratch: Scratch::new(test) }
+    }
+
+    /// The same with flags that have it speak TLS, with this certificate (PEM).
+    pub async fn start_tls(test: &str, flags: &[&str], certificate: &str) -> Coordinator {
+        let plain = Coordinator::start(test, flags).await;
+        let api = Api::over_tls(&plain.address, certificate);
+        Coordinator { api, sockets: "wss", ..plain }
     }
 
     /// `coordinator serve` with these flags only; for those that it refuses.
@@ -138,7 +151,8 @@ impl Coordinator {
     /// The same with further flags.
     pub fn worker_with(&self, name: &str, memory_mib: u64, flags: &[&str]) -> Process {
         let mut command = Command::new(binary("worker"));
-        command.args(["--coordinator", &format!("ws://{}", self.address), "--name", name]);
+        let url = format!("{}://{}", self.sockets, self.address);
+        command.args(["--coordinator", &url, "--name", name]);
         command.args(["--memory-mib", &memory_mib.to_string()]);
         command.arg("--key").arg(self.scratch.path(&format!("{name}.key")));
         command.arg("--home").arg(home("workers")).args(flags);
