@@ -53,7 +53,7 @@ impl Meter {
         let used = self.down.get().saturating_add(self.up.get());
         (used >= max).then(|| {
             let mb = |bytes: u64| bytes as f64 / 1e6;
-            format!("the data cap of {:.0} MB is reached ({:.1} MB used)", mb(max), mb(used))
+            format!("the data cap of {:.1} MB is reached ({:.1} MB used)", mb(max), mb(used))
         })
     }
 }
@@ -79,7 +79,7 @@ mod tests {
         assert_eq!(meter.exhausted(), None);
         meter.sent(1);
         let reason = meter.exhausted().unwrap();
-        assert!(reason.contains("100 MB") && reason.contains("100.0 MB used"), "{reason}");
+        assert!(reason.contains("100.0 MB") && reason.contains("100.0 MB used"), "{reason}");
         assert_eq!(
             (meter.down(), meter.up(), meter.from_disk()),
             (60_000_000, 40_000_000, 1 << 40)

@@ -75,7 +75,14 @@ impl Preparation {
     /// # Errors
     /// In words.
     pub async fn run(self, before: Option<Box<Ready>>) -> Result<Box<Ready>, String> {
-        let lock = self.lock().await.ok_or("cancelled")?;
+        let (held, before) = match before {
+            Some(mut ready) => (ready.lock.take(), Some(ready)),
+            None => (None, None),
+        };
+        let lock = match held {
+            Some(lock) => lock,
+            None => self.lock().await.ok_or("cancelled")?,
+        };
         let mut ready = match before {
             Some(ready) => ready,
             None => self.open().await?,

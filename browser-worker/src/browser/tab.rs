@@ -516,6 +516,11 @@ impl Tab {
             }
             Mode::Preparing { phase, .. } => {
                 status.phase = *phase;
+                // As it was, until it is known anew.
+                let told = &self.told;
+                (status.device, status.benchmark) = (told.device.clone(), told.benchmark);
+                (status.disk_bytes, status.disk_problem) =
+                    (told.disk_bytes, told.disk_problem.clone());
                 None
             }
             Mode::Staying { stay, .. } => {
