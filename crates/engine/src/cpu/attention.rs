@@ -166,6 +166,10 @@ fn score_keys(isa: Isa, query: &[f32], k: &[f32], start: usize, factor: f32, sco
         // SAFETY: an Isa beyond Portable is used only where it was detected.
         return unsafe { super::avx2_attention::score_keys(query, k, start, factor, scores) };
     }
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    if isa >= Isa::Simd128 {
+        return super::wasm_attention::score_keys(query, k, start, factor, scores);
+    }
     let _ = isa;
     let mut stripes = [[0.0f32; KEYS]; 16];
     for (i, q) in query.iter().enumerate() {
@@ -196,6 +200,10 @@ fn add_values(isa: Isa, p: &[f32], v: &[f32], out: &mut [f32]) {
     if isa >= Isa::Avx2 {
         // SAFETY: an Isa beyond Portable is used only where it was detected.
         return unsafe { super::avx2_attention::add_values(p, v, out) };
+    }
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    if isa >= Isa::Simd128 {
+        return super::wasm_attention::add_values(p, v, out);
     }
     let _ = isa;
     let hd = out.len();

@@ -18,6 +18,8 @@ pub(crate) mod quants;
 pub(crate) mod rows;
 #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
 pub(crate) mod wasm;
+#[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+mod wasm_attention;
 
 use elementwise::for_each_isa;
 use formats::{Format, Lanes};
@@ -158,6 +160,10 @@ impl Element for u16 {
             // SAFETY: an Isa beyond Portable is used only where it was detected.
             return unsafe { avx2::narrow_f16(from, to) };
         }
+        #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+        if isa >= Isa::Simd128 {
+            return wasm_attention::narrow_f16(from, to);
+        }
         let _ = isa;
         for (t, &f) in to.iter_mut().zip(from) {
             *t = numerics::f16::f32_to_f16(f)?;
@@ -177,12 +183,16 @@ impl Element for f32 {
     }
 }
 
-/// f16 to f32, lengths equal.
+/// Finite f16 to f32, lengths equal.
 pub(crate) fn widen_f16(isa: Isa, from: &[u16], to: &mut [f32]) {
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx2 {
         // SAFETY: an Isa beyond Portable is used only where it was detected.
         return unsafe { avx2::widen_f16(from, to) };
+    }
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
+    if isa >= Isa::Simd128 {
+        return wasm_attention::widen_f16(from, to);
     }
     let _ = isa;
     for (t, &f) in to.iter_mut().zip(from) {

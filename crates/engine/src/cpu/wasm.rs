@@ -14,6 +14,7 @@ use model::layout::BLOCK_COLS;
 use super::Isa;
 use super::formats::{Format, Lanes};
 use super::quants::QuantBlock;
+use super::wasm_attention::widen;
 
 /// Rows of a tile in one vector.
 const VECTOR_ROWS: usize = 4;
@@ -57,27 +58,32 @@ const fn kernel(isa: Isa, layout: Layout) -> Kernel {
 
 /// Appends `x` to `blocks` as the kernel of `F` wants it.
 pub(crate) fn prepare<F: Format>(isa: Isa, x: &[QuantBlock], blocks: &mut Vec<Block>) {
-    let pair = |a: i8, b: i8, times: i16| -> u32 {
-        let [a, b] = [a, b].map(|q| u32::from((i16::from(q) * times) as u16));
-        a | b << 16
-    };
     let kernel = kernel(isa, F::LAYOUT);
-    blocks.extend(x.iter().map(|block| {
-        let q = &block.q;
-        let words = std::array::from_fn(|i| match kernel {
-            Kernel::Nibbles => {
-                // Pair p of groups: low nibbles in lanes of 1 and 256, then high ones in
-                // lanes of 16 and 1.
-                let first = i / 4 * 8 + [0, 1, 4, 5][i % 4];
-                pair(q[first], q[first + 2], [256, 1, 16, 256][i % 4])
+    blocks.extend(x.iter().map(|x| {
+        let mut block = Block { words: [0; 16], d: x.d, s: x.s, sums: x.sums };
+        if kernel == Kernel::Relaxed {
+            let (fours, _) = x.q.as_chunks::<4>();
+            for (word, four) in block.words.iter_mut().zip(fours) {
+                *word = u32::from_ne_bytes(four.map(|q| q as u8));
             }
-            Kernel::Bytes => pair(q[i / 2 * 4 + i % 2], q[i / 2 * 4 + i % 2 + 2], 1),
-            Kernel::Relaxed => match q.get(4 * i..4 * i + 4) {
-                Some(four) => u32::from_le_bytes(std::array::from_fn(|k| four[k] as u8)),
-                None => 0,
-            },
-        });
-        Block { words, d: block.d, s: block.s, sums: block.sums }
+            return block;
+        }
+        // Of a pair of groups: low nibbles in lanes of 1 and 256, then high ones in lanes
+        // of 16 and 1.
+        let times = match kernel {
+            Kernel::Nibbles => i16x8(256, 256, 1, 1, 16, 16, 256, 256),
+            _ => i16x8_splat(1),
+        };
+        let ((pairs, _), (words, _)) = (x.q.as_chunks::<8>(), block.words.as_chunks_mut::<4>());
+        for (pair, words) in pairs.iter().zip(words) {
+            // SAFETY: the arrays have 8 and 16 bytes; accesses need no alignment.
+            unsafe {
+                let q = i16x8_load_extend_i8x8(pair.as_ptr());
+                let lanes = i16x8_shuffle::<0, 2, 1, 3, 4, 6, 5, 7>(q, q);
+                v128_store(words.as_mut_ptr().cast(), i16x8_mul(lanes, times));
+            }
+        }
+        block
     }));
 }
 
@@ -302,11 +308,7 @@ fn halves<const R: usize>(bytes: &[u8], first: usize) -> [v128; R] {
     std::array::from_fn(|r| {
         let four = &bytes[(first + r) * 8..(first + r) * 8 + 8];
         // SAFETY: the slice has 8 bytes; the load needs no alignment.
-        let signed = unsafe { i32x4_load_extend_i16x4(four.as_ptr().cast()) };
-        // The fraction and exponent in place, the sign at the top; rebiasing by a power of
-        // two is exact and gives subnormals their value.
-        let bits = v128_and(i32x4_shl(signed, 13), u32x4_splat(0x8fff_ffff));
-        f32x4_mul(bits, u32x4_splat(0x7780_0000))
+        widen(unsafe { i32x4_load_extend_i16x4(four.as_ptr().cast()) })
     })
 }
 
