@@ -1,4 +1,4 @@
-//! When to place, and what to assign, drop and replicate so that every part is held.
+//! When to place, and what to assign and drop so that every part is held.
 
 use std::collections::BTreeMap;
 
@@ -14,6 +14,23 @@ const BETTER: f64 = 0.75;
 /// Of the memory left beside the weights, the share that KV caches may take, so that a
 /// further shard finds room.
 const KV_SHARE: f64 = 0.75;
+
+/// Which workers a plan may use.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Who {
+    /// Those that are not tabs.
+    Lasting,
+    Everyone,
+}
+
+impl Who {
+    fn includes(self, worker: &Worker) -> bool {
+        match self {
+            Who::Lasting => !worker.is_browser(),
+            Who::Everyone => true,
+        }
+    }
+}
 
 impl Scheduler {
     pub(crate) fn add_model(&mut self, spec: ModelSpec) {
@@ -89,7 +106,7 @@ impl Scheduler {
     }
 
     /// The ranges of parts that no shard with `counts` holds.
-    fn gaps(&self, model: usize, counts: impl Fn(&Held) -> bool) -> Vec<Span> {
+    pub(crate) fn gaps(&self, model: usize, counts: impl Fn(&Held) -> bool) -> Vec<Span> {
         let covered = self.replicas(model, counts);
         let mut gaps: Vec<Span> = Vec::new();
         for (part, _) in covered.iter().enumerate().filter(|(_, n)| **n == 0) {
@@ -127,7 +144,7 @@ impl Scheduler {
             let gaps = self.gaps(model, |h| self.is_roomy(h));
             if gaps.is_empty() {
                 self.improve(model);
-            } else if !self.fill(model, &gaps) && !self.replace_all(model) {
+            } else if !self.cover(model, &gaps) {
                 self.models[model].shortfall = Some(self.say_shortfall(model));
                 self.fill_ends(model, &gaps);
             }
@@ -135,15 +152,26 @@ impl Scheduler {
         self.replicate();
     }
 
+    /// Has every gap covered, if that is possible: by workers that stay where there are
+    /// enough, and by moving nobody where that suffices.
+    fn cover(&mut self, model: usize, gaps: &[Span]) -> bool {
+        self.fill(model, gaps, Who::Lasting)
+            || self.fill(model, gaps, Who::Everyone)
+            || self.replace_all(model, Who::Lasting)
+            || self.replace_all(model, Who::Everyone)
+    }
+
     /// Gives each gap to workers with memory left. All or nothing.
-    fn fill(&mut self, model: usize, gaps: &[Span]) -> bool {
+    fn fill(&mut self, model: usize, gaps: &[Span], who: Who) -> bool {
         let free: BTreeMap<WorkerId, u64> =
             self.workers.iter().map(|(id, w)| (*id, w.memory_free())).collect();
         let mut taken: BTreeMap<WorkerId, u64> = BTreeMap::new();
         let mut wanted = Vec::new();
         for gap in gaps {
             let left = |id: &WorkerId| free[id] - taken.get(id).copied().unwrap_or(0).min(free[id]);
-            let Some((workers, plan)) = self.solve(model, *gap, left) else { return false };
+            let Some((workers, plan)) = self.solve(model, *gap, who, left) else {
+                return false;
+            };
             for (candidate, span) in &plan.stages {
                 *taken.entry(workers[*candidate]).or_default() += self.least_memory(model, *span);
                 wanted.push((workers[*candidate], *span));
@@ -176,17 +204,20 @@ impl Scheduler {
         }
     }
 
-    /// Starts a model's placement over, where that makes it fit.
-    fn replace_all(&mut self, model: usize) -> bool {
+    /// Starts a model's placement over among such workers, where that makes it fit.
+    fn replace_all(&mut self, model: usize, who: Who) -> bool {
         let free: BTreeMap<WorkerId, u64> =
             self.workers.iter().map(|(id, w)| (*id, w.memory_free_without(model))).collect();
         let all = self.models[model].whole();
-        let Some((workers, plan)) = self.solve(model, all, |id| free[id]) else { return false };
-        self.move_to(model, &workers, &plan);
+        let Some((workers, plan)) = self.solve(model, all, who, |id| free[id]) else {
+            return false;
+        };
+        self.move_to(model, &workers, &plan, who);
         true
     }
 
-    /// Changes a working placement for a much better one while no session uses it.
+    /// Changes a working placement for a much better one while no session uses it. Tabs keep
+    /// what they have fetched, and serve as replicas.
     fn improve(&mut self, model: usize) {
         let busy = self.sessions.values().any(|s| s.model == model && s.is_live());
         let loading = self.workers.values().flat_map(|w| w.held.values()).any(|h| !h.ready);
@@ -200,24 +231,26 @@ impl Scheduler {
             .filter_map(|s| {
                 let worker = self.workers.get(&s.holder?.0)?;
                 let work = crate::fleet::work_bytes(&self.models[model].spec, s.span);
-                Some(worker.hop_s + worker.compute_s(work, 1))
+                Some((worker.hop_s + worker.compute_s(work, 1)) / worker.survival())
             })
             .sum();
         let free: BTreeMap<WorkerId, u64> =
             self.workers.iter().map(|(id, w)| (*id, w.memory_free_without(model))).collect();
-        let Some((workers, plan)) = self.solve(model, all, |id| free[id]) else { return };
+        let plan = self.solve(model, all, Who::Lasting, |id| free[id]);
+        let Some((workers, plan)) = plan else { return };
         if plan.token_s < now_s * BETTER {
-            self.move_to(model, &workers, &plan);
+            self.move_to(model, &workers, &plan, Who::Lasting);
         }
     }
 
-    /// Drops the shards that a plan has no use for, and assigns what it lacks.
-    fn move_to(&mut self, model: usize, workers: &[WorkerId], plan: &Plan) {
+    /// Drops the shards of `who` that a plan has no use for, and assigns what it lacks.
+    fn move_to(&mut self, model: usize, workers: &[WorkerId], plan: &Plan, who: Who) {
         let wanted: Vec<(WorkerId, Span)> =
             plan.stages.iter().map(|(c, span)| (workers[*c], *span)).collect();
         let drop: Vec<(WorkerId, AssignmentId)> = self
             .workers
             .iter()
+            .filter(|(_, w)| who.includes(w))
             .flat_map(|(id, w)| w.held.iter().map(move |(a, h)| (*id, *a, h)))
             .filter(|(_, _, h)| h.model == model)
             .filter(|(id, _, h)| !wanted.contains(&(*id, h.span)) || !self.is_roomy(h))
@@ -262,16 +295,17 @@ impl Scheduler {
             || shard.kv_pages >= pages_for(self.models[shard.model].kv_positions_needed)
     }
 
-    /// The plan for `range`, over the workers that are here and have memory `left`.
+    /// The plan for `range`, over such workers that are here and have memory `left`.
     fn solve(
         &self,
         model: usize,
         range: Span,
+        who: Who,
         left: impl Fn(&WorkerId) -> u64,
     ) -> Option<(Vec<WorkerId>, Plan)> {
         let spec = &self.models[model].spec;
         let parts: Vec<PartLoad> = (0..spec.parts.len()).map(|p| self.part_load(spec, p)).collect();
-        let able = |w: &Worker| !w.draining && spec.class_for(&w.spec).is_some();
+        let able = |w: &Worker| !w.draining && who.includes(w) && spec.class_for(&w.spec).is_some();
         let workers: Vec<WorkerId> =
             self.workers.iter().filter(|(_, w)| able(w)).map(|(id, _)| *id).collect();
         let candidates: Vec<Candidate> = workers
@@ -290,8 +324,8 @@ impl Scheduler {
                     memory_bytes: left(id),
                     ends: w.may_hold_ends(),
                     layers: w.may_hold_layers(),
-                    s_per_byte: w.s_per_byte[0],
-                    hop_s: w.hop_s,
+                    s_per_byte: w.s_per_byte[0] / w.survival(),
+                    hop_s: w.hop_s / w.survival(),
                     missing_bytes: missing,
                 }
             })
@@ -325,14 +359,14 @@ impl Scheduler {
     }
 
     /// The least memory of a shard: weights, least KV, scratch.
-    fn least_memory(&self, model: usize, span: Span) -> u64 {
+    pub(crate) fn least_memory(&self, model: usize, span: Span) -> u64 {
         let spec = &self.models[model].spec;
         let kv = u64::from(layer_count(spec, span)) * self.kv_bytes_min(spec);
         unique_bytes(spec, span) + kv + self.config.scratch_bytes
     }
 
     /// Gives a worker a shard, leaving it `kept` bytes for another.
-    fn assign(&mut self, id: WorkerId, model: usize, span: Span, kept: u64) {
+    pub(crate) fn assign(&mut self, id: WorkerId, model: usize, span: Span, kept: u64) {
         let least = self.least_memory(model, span);
         let spec = &self.models[model].spec;
         let mut blobs: Vec<BlobRef> = Vec::new();
@@ -396,123 +430,9 @@ impl Scheduler {
             self.lose_stages(|holder| holder == (id, assignment));
         }
     }
-
-    /// Gives whoever holds nothing a replica of the layers that have the least speed behind
-    /// them, as many as fit; and says why where nothing fits.
-    fn replicate(&mut self) {
-        let idle: Vec<WorkerId> = self
-            .workers
-            .iter()
-            .filter(|(_, w)| w.held.is_empty() && !w.draining)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in idle {
-            if self.models.is_empty() {
-                self.set_idle(id, "no model is served yet");
-                continue;
-            }
-            let mut windows: Vec<(f64, usize, Span)> = Vec::new();
-            for model in 0..self.models.len() {
-                let uncovered = !self.gaps(model, |_| true).is_empty();
-                if let Some((rate, span)) = self.weakest_window(id, model).filter(|_| !uncovered) {
-                    windows.push((rate, model, span));
-                }
-            }
-            windows.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-            match windows.first() {
-                Some(&(_, model, span)) => self.assign(id, model, span, 0),
-                None => self.set_idle(id, &self.why_idle(id)),
-            }
-        }
-    }
-
-    fn set_idle(&mut self, id: WorkerId, why: &str) {
-        if let Some(worker) = self.workers.get_mut(&id) {
-            worker.idle_because = Some(why.to_owned());
-        }
-    }
-
-    fn why_idle(&self, id: WorkerId) -> String {
-        let worker = &self.workers[&id];
-        if !worker.may_hold_layers() {
-            return "it holds only embedding and head, and others do already".to_owned();
-        }
-        let shortfall = self.models.iter().find_map(|m| m.shortfall.clone());
-        let speaks = |m: &Model| m.spec.class_for(&worker.spec).is_some();
-        match shortfall {
-            _ if !self.models.iter().any(speaks) => {
-                format!("it computes in {:?} only", worker.spec.classes)
-            }
-            Some(shortfall) => format!("waits for more workers: {shortfall}"),
-            None => "its memory does not hold one layer of any model".to_owned(),
-        }
-    }
-
-    /// The run of layers with the least speed behind it, among those that fit; with the
-    /// ends, where the worker may hold them and all layers fit.
-    fn weakest_window(&self, id: WorkerId, model: usize) -> Option<(f64, Span)> {
-        let worker = &self.workers[&id];
-        let spec = &self.models[model].spec;
-        if !worker.may_hold_layers() || spec.class_for(&worker.spec).is_none() {
-            return None;
-        }
-        let parts = spec.parts.len() as u32;
-        let free = worker.memory_free();
-        let whole = Span { first: 0, end: parts };
-        if worker.may_hold_ends() && self.least_memory(model, whole) <= free {
-            return Some((self.rate_behind(model, whole), whole));
-        }
-        let layers = parts - 2;
-        let fits = |n: &u32| {
-            let least = |first| self.least_memory(model, Span { first, end: first + n });
-            (1..=parts - 1 - n).any(|first| least(first) <= free)
-        };
-        let n = (1..=layers).rev().find(fits)?;
-        (1..=parts - 1 - n)
-            .map(|first| Span { first, end: first + n })
-            .filter(|span| self.least_memory(model, *span) <= free)
-            .map(|span| (self.rate_behind(model, span), span))
-            .min_by(|a, b| a.0.total_cmp(&b.0))
-    }
-
-    /// The speed behind a range of layers, each holder's share of it summed.
-    fn rate_behind(&self, model: usize, span: Span) -> f64 {
-        let shards = self.workers.values().flat_map(|w| w.held.values().map(move |h| (w, h)));
-        shards
-            .filter(|(_, h)| h.model == model)
-            .map(|(w, h)| {
-                let first = h.span.first.max(span.first).max(1);
-                let shared = h.span.end.min(span.end).saturating_sub(first);
-                let layers = layer_count(&self.models[model].spec, h.span).max(1);
-                f64::from(shared) / (w.s_per_byte[0] * f64::from(layers))
-            })
-            .sum()
-    }
-
-    /// What would be needed for a model that nobody can hold, in words.
-    fn say_shortfall(&self, model: usize) -> String {
-        let spec = &self.models[model].spec;
-        let all = Span { first: 0, end: spec.parts.len() as u32 };
-        let need = self.least_memory(model, all);
-        let able = self.workers.values().filter(|w| !w.draining);
-        let have: u64 = able.clone().map(|w| w.spec.memory_bytes).sum();
-        let layers: u64 =
-            able.clone().filter(|w| w.may_hold_layers()).map(|w| w.spec.memory_bytes).sum();
-        let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        if !able.clone().any(Worker::may_hold_ends) {
-            return format!("{} needs a trusted worker for its embedding and head", spec.name);
-        }
-        format!(
-            "{} needs {} MiB and the workers here lend {} MiB ({} MiB for layers)",
-            spec.name,
-            mib(need),
-            mib(have),
-            mib(layers)
-        )
-    }
 }
 
-fn span_blobs(spec: &ModelSpec, span: Span) -> impl Iterator<Item = &BlobRef> {
+pub(crate) fn span_blobs(spec: &ModelSpec, span: Span) -> impl Iterator<Item = &BlobRef> {
     spec.parts[span.first as usize..span.end as usize].iter().flat_map(|p| &p.blobs)
 }
 

@@ -19,6 +19,13 @@ const STEP_TIMEOUT_MIN: Duration = Duration::from_secs(8);
 const STEP_TIMEOUT_MAX: Duration = Duration::from_secs(120);
 /// A step expected to be shorter than this says nothing about a worker's reliability, seconds.
 const RATIO_FLOOR_S: f64 = 0.002;
+/// The chance that a tab is here in some minutes: its owner may close it at any time.
+const SURVIVAL_TAB: f64 = 0.8;
+/// The same for a tab that nobody sees: its browser may freeze it as well.
+const SURVIVAL_HIDDEN_TAB: f64 = 0.5;
+/// How much dearer a worker counts for each session that it has already, beyond what they
+/// add to its steps: between equals the emptier one is chosen.
+const CROWDING: f64 = 0.05;
 /// A hop whose time is not known yet, seconds.
 const HOP_UNKNOWN_S: f64 = 0.001;
 
@@ -138,6 +145,27 @@ impl Worker {
     /// May be given layers.
     pub fn may_hold_layers(&self) -> bool {
         self.spec.holds == Holds::Anything
+    }
+
+    /// Whether it is a tab.
+    pub fn is_browser(&self) -> bool {
+        self.spec.kind == WorkerKind::Browser
+    }
+
+    /// The chance that it is here in some minutes; what it offers is weighted by it.
+    pub fn survival(&self) -> f64 {
+        match self.spec.kind {
+            WorkerKind::Embedded | WorkerKind::Native => 1.0,
+            WorkerKind::Browser if self.hidden => SURVIVAL_HIDDEN_TAB,
+            WorkerKind::Browser => SURVIVAL_TAB,
+        }
+    }
+
+    /// Seconds that a session's token takes through weights of `work_bytes` beside `others`
+    /// sessions: they share its steps.
+    pub fn token_s(&self, work_bytes: u64, others: u32) -> f64 {
+        let crowd = 1.0 + CROWDING * f64::from(others);
+        self.compute_s(work_bytes, 1 + others) * crowd / self.survival()
     }
 
     /// Memory promised to the shards that `which` is true of, bytes: weights that several

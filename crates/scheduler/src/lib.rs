@@ -10,7 +10,8 @@
 //! | file | decides |
 //! |---|---|
 //! | `placement` | who should hold what, as a pure function |
-//! | `cover` | when to place, and what to assign, drop and replicate |
+//! | `cover` | when to place, and what to assign and drop |
+//! | `replicas` | what whoever is left over holds, or why it holds nothing |
 //! | `routing` | a session's way through the shards that are ready |
 //! | `requests` | admission, the queue, choices, reuse of a conversation's KV |
 //! | `steps` | what goes to a worker as one step, and what its answer means |
@@ -25,6 +26,7 @@ pub mod session;
 
 mod cover;
 mod recovery;
+mod replicas;
 mod requests;
 mod steps;
 mod view;
@@ -56,6 +58,9 @@ pub struct Config {
     pub kv_positions_min: u32,
     /// Scratch memory counted per shard, bytes.
     pub scratch_bytes: u64,
+    /// Weights that a tab has to fetch for a replica at most, bytes. Layers that nobody else
+    /// holds are not bounded by it.
+    pub tab_fetch_bytes_max: u64,
     /// Rows of one session in one step, at most.
     pub chunk_rows_max: u32,
     /// Rows of one step, at most.
@@ -100,6 +105,7 @@ impl Default for Config {
             kv_positions_max: 16_384,
             kv_positions_min: 1024,
             scratch_bytes: 8 << 20,
+            tab_fetch_bytes_max: 256 << 20,
             chunk_rows_max: 256,
             step_rows_max: 256,
             step_busy: Duration::from_millis(250),

@@ -148,6 +148,7 @@ impl Scheduler {
         let parts = spec.parts.len();
         let mut ways = Vec::new();
         for (worker_id, worker) in self.workers.iter().filter(|(_, w)| !w.draining) {
+            let others = self.sessions_on(*worker_id);
             for (assignment, shard) in &worker.held {
                 if shard.model != model || !shard.ready {
                     continue;
@@ -161,16 +162,16 @@ impl Scheduler {
                     for (first, end) in ends {
                         if span.first <= first && end <= span.end {
                             let span = Span { first, end };
-                            ways.push(self.way((*worker_id, *assignment), span, model, 1.0));
+                            let holder = (*worker_id, *assignment);
+                            ways.push(self.way(holder, span, model, others, 1.0));
                         }
                     }
                     continue;
                 }
                 span = shard.span;
-                let busy = 1.0 + shard.pages.len() as f64;
-                let full = shard.pages_free() < pages_for(positions);
-                let load = if full && layers { busy * FULL_PENALTY } else { busy };
-                ways.push(self.way((*worker_id, *assignment), span, model, load));
+                let full = layers && shard.pages_free() < pages_for(positions);
+                let penalty = if full { FULL_PENALTY } else { 1.0 };
+                ways.push(self.way((*worker_id, *assignment), span, model, others, penalty));
             }
         }
         let legs = routing::route(&ways, range, parts)?;
@@ -184,15 +185,31 @@ impl Scheduler {
         Some(legs.into_iter().map(stage).collect())
     }
 
-    fn way(&self, holder: (WorkerId, AssignmentId), span: Span, model: usize, load: f64) -> Way {
+    /// Sessions in flight that have layers on a worker.
+    fn sessions_on(&self, worker: WorkerId) -> u32 {
+        let here = |s: &&Session| {
+            let mut layered = s.stages.iter().filter(|t| t.layers).filter_map(|t| t.holder);
+            layered.any(|holder| holder.0 == worker)
+        };
+        self.sessions.values().filter(|s| s.is_live()).filter(here).count() as u32
+    }
+
+    fn way(
+        &self,
+        holder: (WorkerId, AssignmentId),
+        span: Span,
+        model: usize,
+        others: u32,
+        penalty: f64,
+    ) -> Way {
         let worker = &self.workers[&holder.0];
         let parts = &self.models[model].spec.parts[span.first as usize..span.end as usize];
-        let seconds = |bytes: u64| bytes as f64 * worker.s_per_byte[0] * load;
+        let seconds = |bytes: u64| worker.token_s(bytes, others) * penalty;
         Way {
             holder,
             span,
             part_s: parts.iter().map(|p| seconds(p.work_bytes)).collect(),
-            hop_s: worker.hop_s,
+            hop_s: worker.hop_s / worker.survival(),
         }
     }
 
