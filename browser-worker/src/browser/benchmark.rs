@@ -19,6 +19,9 @@ const PROBE_BYTES: u64 = 512 << 10;
 const PROBE_MS_MAX: f64 = 600.0;
 /// Most memory that is tried before there is something to put there, bytes.
 const MEMORY_BYTES_MAX: u64 = 128 << 20;
+/// What measuring a GPU may take, ms.
+#[cfg(feature = "gpu")]
+const GPU_MS_MAX: f64 = 1500.0;
 /// One byte of each page is written.
 const PAGE_BYTES: usize = 4096;
 
@@ -42,7 +45,7 @@ pub async fn run(
         engine(computer, &mut figures).await?;
         js::yield_now().await;
     }
-    if !cancel.is_cancelled() {
+    if !cancel.is_cancelled() && matches!(computer, Computer::Cpu { .. }) {
         figures.memory_bytes = memory_bytes(memory_bytes_max.min(MEMORY_BYTES_MAX));
     }
     figures.took_ms = js::now_ms() - began;
@@ -54,6 +57,20 @@ async fn engine(computer: &Computer, figures: &mut TabBenchmark) -> Result<(), S
         Computer::Cpu { threads } => {
             let rates = shards::benchmark::bytes_per_s(*threads, || js::now_ms() / 1000.0)?;
             [figures.bytes_per_s_1, figures.bytes_per_s_8] = rates;
+        }
+        #[cfg(feature = "gpu")]
+        Computer::Gpu(gpu) => {
+            let measured = engine::gpu::benchmark(gpu, GPU_MS_MAX, js::now_ms).await;
+            if let Some(reason) = gpu.lost() {
+                return Err(format!("the GPU was lost while it was measured: {reason}"));
+            }
+            figures.bytes_per_s_1 = measured.bytes_per_s_1;
+            figures.bytes_per_s_8 = measured.bytes_per_s_8;
+            figures.gmacs_per_s = measured.gmacs_per_s;
+            figures.dispatch_us = measured.dispatch_us;
+            figures.readback_ms_p50 = measured.readback_ms_p50;
+            figures.readback_ms_p95 = measured.readback_ms_p95;
+            figures.memory_bytes = measured.memory_bytes;
         }
     }
     Ok(())

@@ -1,5 +1,6 @@
 //! What touches the browser.
 
+mod backend;
 mod benchmark;
 mod compute;
 mod download;
@@ -14,6 +15,8 @@ mod socket;
 mod stay;
 mod storage;
 mod tab;
+#[cfg(feature = "testing")]
+mod testing;
 mod weights;
 
 use api::{FromTab, ToTab};

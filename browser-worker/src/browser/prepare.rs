@@ -14,7 +14,7 @@ use super::lock::{self, Lock};
 use super::storage::Store;
 use super::tab::credit_of;
 use super::weights::Weights;
-use super::{benchmark, js};
+use super::{backend, benchmark, js};
 use crate::meter::Meter;
 use crate::settings::lent_bytes;
 
@@ -66,6 +66,8 @@ pub struct Preparation {
     pub seen: Rc<Seen>,
     /// Counts bytes.
     pub meter: Rc<Meter>,
+    /// Why the GPU was lost, each time it was.
+    pub gpu_losses: Vec<String>,
 }
 
 impl Preparation {
@@ -140,10 +142,8 @@ impl Preparation {
 
     async fn choose(&self) -> Result<(Computer, TabDevice), String> {
         self.say(TabPhase::Benchmarking, "looking for what computes");
-        let notes = vec![];
-        let device =
-            TabDevice { backend: TabBackend::Wasm, name: "WASM SIMD, 1 thread".into(), notes };
-        Ok((Computer::Cpu { threads: 1 }, device))
+        let asked = self.settings.borrow().backend;
+        Ok(backend::choose(asked, &self.gpu_losses).await)
     }
 
     /// Measures; again if nobody saw the tab meanwhile, since browsers slow it down then.

@@ -3,7 +3,8 @@
 use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
-use api::{FromTab, TabPhase, TabSettings, TabStatus, ToTab};
+use api::{FromTab, TabBenchmark, TabPhase, TabSettings, TabStatus, ToTab};
+use shards::Computer;
 use wasm_bindgen::JsValue;
 use worker_core::Event;
 
@@ -72,6 +73,8 @@ pub struct Tab {
     saved_ms: f64,
     told: TabStatus,
     told_ms: f64,
+    /// Why the GPU was lost, each time it was.
+    gpu_losses: Vec<String>,
 }
 
 impl Tab {
@@ -103,6 +106,7 @@ impl Tab {
             saved_ms: 0.0,
             told: TabStatus::default(),
             told_ms: 0.0,
+            gpu_losses: Vec::new(),
         }
     }
 
@@ -157,10 +161,8 @@ impl Tab {
                 }
                 // A long computation is no sleep.
                 self.watch.excuse(js::wall_ms());
-                if let Some(stay) = staying
-                    && start == self.start
-                {
-                    stay.handle(event, &mut self.figures);
+                if start == self.start && !self.gpu_lost() {
+                    self.core(event);
                 }
             }
             Happened::ComputeEnded { start } if start == self.start => self.ended(),
@@ -175,6 +177,25 @@ impl Tab {
             Happened::Forgotten(result) => self.forgotten(result),
             Happened::Prepared { .. } | Happened::ComputeEnded { .. } => {}
         }
+    }
+
+    fn core(&mut self, event: Event) {
+        if let Mode::Staying { stay, .. } = &mut self.mode {
+            stay.handle(event, &mut self.figures);
+        }
+    }
+
+    /// Whether the GPU is gone, with every shard on it: then it leaves at once, and looks for
+    /// what computes anew.
+    fn gpu_lost(&mut self) -> bool {
+        let Mode::Staying { stay, then } = &mut self.mode else { return false };
+        let Some(reason) = lost(&stay.ready.computer) else { return false };
+        js::warn(&format!("the GPU was lost: {reason}"));
+        *then = Some(then.map_or(Then::Reopen, |then| then.max(Then::Reopen)));
+        stay.halt(&format!("its GPU was lost: {reason}"), &mut self.figures);
+        self.gpu_losses.push(reason);
+        self.end();
+        true
     }
 
     fn page(&mut self, message: ToTab) {
@@ -258,6 +279,7 @@ impl Tab {
             cancel: cancel.clone(),
             seen: self.seen.clone(),
             meter,
+            gpu_losses: self.gpu_losses.clone(),
         };
         self.mode = Mode::Preparing { cancel, phase: TabPhase::Benchmarking, then: None };
         let before = self.ready.take();
@@ -376,7 +398,13 @@ impl Tab {
                 self.ready = Some(ready);
                 self.rest();
             }
-            Then::Rejoin | Then::Reopen => {
+            Then::Rejoin => {
+                self.ready = Some(ready);
+                self.begin();
+            }
+            Then::Reopen => {
+                // Nothing is known of what will compute.
+                ready.benchmark = TabBenchmark::default();
                 self.ready = Some(ready);
                 self.begin();
             }
@@ -444,6 +472,9 @@ impl Tab {
 
     fn tick(&mut self) {
         let slept = self.watch.look(js::wall_ms());
+        if self.gpu_lost() {
+            return;
+        }
         let Mode::Staying { stay, .. } = &mut self.mode else { return };
         stay.tick(slept, &mut self.figures);
         let now = js::now_ms();
@@ -541,6 +572,15 @@ impl Tab {
             status.disk_problem = ready.weights.problem();
         }
         status
+    }
+}
+
+/// Why a computer takes no more work, if it does not.
+fn lost(computer: &Computer) -> Option<String> {
+    match computer {
+        Computer::Cpu { .. } => None,
+        #[cfg(feature = "gpu")]
+        Computer::Gpu(gpu) => gpu.lost(),
     }
 }
 

@@ -1,7 +1,7 @@
 //! The weights: in the origin's files or in memory, else from the coordinator.
 
 use std::cell::{Cell, RefCell};
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
@@ -18,6 +18,9 @@ use crate::meter::Meter;
 
 const INDEX: &str = "index.json";
 
+/// Takes a piece of a blob: its offset and its bytes. Errors are in words.
+type Take<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<(), String>;
+
 /// Weights by hash.
 pub struct Weights {
     store: Option<Rc<Store>>,
@@ -32,6 +35,8 @@ pub struct Weights {
     /// Blobs that assignments need, and so many bytes each.
     wanted: RefCell<BTreeMap<BlobHash, u64>>,
     token: RefCell<String>,
+    /// Blobs that were read or came, whole and right, since the page was loaded.
+    verified: RefCell<BTreeSet<BlobHash>>,
     /// The index is being written; it has changed since.
     saving: Cell<bool>,
     unsaved: Cell<bool>,
@@ -54,6 +59,7 @@ impl Weights {
             given: RefCell::default(),
             wanted: RefCell::default(),
             token: RefCell::default(),
+            verified: RefCell::default(),
             saving: Cell::new(false),
             unsaved: Cell::new(false),
         };
@@ -147,6 +153,7 @@ impl Weights {
         let token = self.token.borrow().clone();
         let request = Request { blob, token: &token, cancel, meter: &self.meter };
         let landed = download(&request, store.as_deref(), progress).await?;
+        self.verified.borrow_mut().insert(blob.hash.clone());
         let bytes = match (landed, store) {
             (Landed::Disk, Some(store)) => {
                 let renamed = store.rename_blob(&partial(&blob.hash), &blob.hash).await;
@@ -206,6 +213,7 @@ impl Weights {
             js::warn(&format!("blob {hash} is not removed: {error}"));
         }
         self.kept.borrow_mut().removed(hash);
+        self.verified.borrow_mut().remove(hash);
     }
 
     /// Writes down which blobs were used when, one writer at a time. Losing it costs an order
@@ -239,11 +247,7 @@ impl Weights {
 
     /// Reads a blob piece by piece from wherever it lies and checks its hash at the end: the
     /// bytes taken count only if this succeeds.
-    async fn read(
-        &self,
-        hash: &str,
-        take: &mut dyn FnMut(u64, &[u8]) -> Result<(), String>,
-    ) -> Result<(), String> {
+    async fn read(&self, hash: &str, take: Take<'_>) -> Result<(), String> {
         let bytes = self.wanted.borrow().get(hash).copied().ok_or("nobody wanted the blob")?;
         let mut hasher = blake3::Hasher::new();
         let in_memory = self.memory.borrow().get(hash).cloned();
@@ -271,17 +275,16 @@ impl Weights {
             }
         }
         match hasher.finalize().to_hex().as_str() == hash {
-            true => Ok(()),
+            true => {
+                self.verified.borrow_mut().insert(hash.to_owned());
+                Ok(())
+            }
             false => Err("what lies on disk hashes to something else".into()),
         }
     }
 
     /// As [`Weights::read`]; a blob that is not what it should be is fetched anew, once.
-    async fn read_again(
-        &self,
-        hash: &str,
-        take: &mut dyn FnMut(u64, &[u8]) -> Result<(), String>,
-    ) -> Result<(), String> {
+    async fn read_again(&self, hash: &str, take: Take<'_>) -> Result<(), String> {
         let reason = match self.read(hash, take).await {
             Ok(()) => return Ok(()),
             Err(reason) => reason,
@@ -333,9 +336,14 @@ impl Source for Supply {
         hash: &str,
         take: &mut dyn FnMut(u64, &[u8]) -> Result<(), String>,
     ) -> Result<(), String> {
-        self.0.read_again(hash, take).await?;
+        let weights = &self.0;
+        // What a device has taken cannot be taken back: nothing goes there unchecked.
+        if !weights.verified.borrow().contains(hash) {
+            weights.read_again(hash, &mut |_, _| Ok(())).await?;
+        }
+        weights.read(hash, take).await?;
         // They are on the device now; whoever wants them again has them fetched again.
-        self.0.memory.borrow_mut().remove(hash);
+        weights.memory.borrow_mut().remove(hash);
         Ok(())
     }
 }

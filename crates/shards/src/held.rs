@@ -148,7 +148,7 @@ impl Shards {
             .filter(|_| self.computer.classes().contains(&assignment.class))
             .ok_or_else(|| LoadError::Class(assignment.class.clone()))?;
         let span = assignment.span.first..assignment.span.end;
-        let page_bytes = kv_page_bytes(&manifest, span, class);
+        let page_bytes = kv_page_bytes(&manifest, span.clone(), class);
         let kv = u64::from(assignment.kv_pages).saturating_mul(page_bytes);
         self.check_memory(assignment, kv)?;
         let dims = manifest.dims;
@@ -299,7 +299,7 @@ async fn on_gpu(
 
     let refused = |error: engine::LoadError| LoadError::Engine(error.to_string());
     let limits = GpuLimits { kv_pages_max };
-    let mut shard = GpuShard::new(gpu, manifest, span, limits).map_err(refused)?;
+    let mut shard = GpuShard::new(gpu, manifest, span, limits).await.map_err(refused)?;
     for hash in shard.blobs() {
         let mut take = |offset, piece: &[u8]| {
             shard.write_blob(&hash, offset, piece).map_err(|error| error.to_string())

@@ -1,0 +1,110 @@
+//! What computes: a GPU that passes its tests, else WASM, and why.
+
+use api::{TabBackend, TabDevice};
+use shards::Computer;
+
+/// Times that a GPU may be lost before WASM computes instead.
+#[cfg(feature = "gpu")]
+const GPU_LOSSES_MAX: usize = 3;
+
+/// Opens what the owner asked for, or else the best; whatever does not work is passed over,
+/// which the device's notes then say. `losses` says why the GPU was lost so far.
+pub async fn choose(asked: Option<TabBackend>, losses: &[String]) -> (Computer, TabDevice) {
+    let mut notes = Vec::new();
+    match asked {
+        Some(TabBackend::Wasm) => notes.push("WASM was asked for".to_owned()),
+        Some(TabBackend::Webgpu) | None => {
+            match open_gpu(asked == Some(TabBackend::Webgpu), losses).await {
+                Ok(gpu) => return gpu,
+                Err(reason) => notes.push(format!("WebGPU is not used: {reason}")),
+            }
+        }
+    }
+    let name = match cfg!(target_feature = "simd128") {
+        true => "WASM SIMD, 1 thread",
+        false => "WASM, 1 thread",
+    };
+    let device = TabDevice { backend: TabBackend::Wasm, name: name.into(), notes };
+    (Computer::Cpu { threads: 1 }, device)
+}
+
+#[cfg(not(feature = "gpu"))]
+async fn open_gpu(_forced: bool, _losses: &[String]) -> Result<(Computer, TabDevice), String> {
+    Err("this worker was built without it".into())
+}
+
+#[cfg(feature = "gpu")]
+async fn open_gpu(forced: bool, losses: &[String]) -> Result<(Computer, TabDevice), String> {
+    use engine::gpu::{Gpu, GpuChoice};
+
+    if losses.len() >= GPU_LOSSES_MAX
+        && let Some(last) = losses.last()
+    {
+        return Err(format!("the GPU was lost {} times, lastly: {last}", losses.len()));
+    }
+    let adapter = adapter().await?;
+    if adapter.is_software && !forced {
+        let name = &adapter.name;
+        return Err(format!("{name} only emulates a GPU on the CPU, where WASM is faster"));
+    }
+    let choice = GpuChoice { adapter: None, allow_software: forced };
+    let gpu = Gpu::open(choice).await.map_err(|error| error.to_string())?;
+    let mut notes = Vec::new();
+    if adapter.is_software {
+        notes.push("a software adapter, used because WebGPU was asked for".to_owned());
+    }
+    let info = gpu.info();
+    notes.extend(info.rejected.iter().map(|r| format!("not {}: {}", r.variant, r.reason)));
+    if let Some(last) = losses.last() {
+        notes.push(format!("opened again after it was lost: {last}"));
+    }
+    let name = format!("{}, {}", adapter.name, info.variant);
+    let device = TabDevice { backend: TabBackend::Webgpu, name, notes };
+    Ok((Computer::Gpu(gpu), device))
+}
+
+/// What a browser says of the adapter that it would give.
+#[cfg(feature = "gpu")]
+struct Adapter {
+    name: String,
+    is_software: bool,
+}
+
+/// # Errors
+/// There is none; why, in words.
+#[cfg(feature = "gpu")]
+async fn adapter() -> Result<Adapter, String> {
+    use js_sys::{Object, Promise, Reflect};
+    use wasm_bindgen::JsValue;
+    use wasm_bindgen_futures::JsFuture;
+
+    use super::js;
+
+    let gpu = js::get(&js::navigator(), "gpu");
+    let Some(request) = js::method(&gpu, "requestAdapter") else {
+        return Err(match js::get(&js::scope(), "isSecureContext").is_truthy() {
+            true => "this browser has no WebGPU".into(),
+            false => "it needs a page that came over HTTPS or from this machine".into(),
+        });
+    };
+    let options = Object::new();
+    let _ = Reflect::set(&options, &"powerPreference".into(), &"high-performance".into());
+    let asked = request.call1(&gpu, &options).map_err(|e| js::text(&e))?;
+    let adapter = JsFuture::from(Promise::resolve(&asked)).await.map_err(|e| js::text(&e))?;
+    if adapter.is_null() || adapter.is_undefined() {
+        return Err("the browser gives no adapter (perhaps its driver is blocked)".into());
+    }
+    let info = js::get(&adapter, "info");
+    let text = |key| js::get(&info, key).as_string().filter(|text| !text.is_empty());
+    let name = text("description").or_else(|| text("device")).or_else(|| {
+        let vendor = text("vendor")?;
+        Some(text("architecture").map_or(vendor.clone(), |kind| format!("{vendor} {kind}")))
+    });
+    let fallback = |object: &JsValue| js::get(object, "isFallbackAdapter").is_truthy();
+    let software = ["swiftshader", "llvmpipe", "lavapipe", "basic render"];
+    let says = |name: &str| software.iter().any(|word| name.to_lowercase().contains(word));
+    let named = [text("description"), text("architecture"), text("device")];
+    let is_software =
+        fallback(&info) || fallback(&adapter) || named.into_iter().flatten().any(|n| says(&n));
+    Ok(Adapter { name: name.unwrap_or_else(|| "the browser's GPU".into()), is_software })
+}
