@@ -134,6 +134,11 @@ impl Donor {
         self.worker == Worker::Loading
     }
 
+    /// Whether it was told to pause and has not said that it did.
+    pub fn pauses(&self) -> bool {
+        matches!(self.worker, Worker::Pausing(_))
+    }
+
     /// Whether data is being deleted.
     pub fn forgets(&self) -> bool {
         self.forget

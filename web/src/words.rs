@@ -57,6 +57,9 @@ pub fn headline(donor: &Donor) -> String {
     if donor.forgets() {
         return "Deleting all data".to_owned();
     }
+    if donor.pauses() {
+        return "Pausing".to_owned();
+    }
     match (donor.wish(), donor.held()) {
         (Wish::Running, Some(why)) => return format!("Paused: {why}"),
         (Wish::Running, None) if donor.loads() => return "Loading the worker".to_owned(),
@@ -81,6 +84,9 @@ pub fn headline(donor: &Donor) -> String {
 
 /// The phase's name as an attribute: for style sheets and tests.
 pub fn phase_name(donor: &Donor) -> &'static str {
+    if donor.pauses() {
+        return "pausing";
+    }
     if donor.wish() == Wish::Stopped {
         return if donor.status.phase == TabPhase::Waiting { "waiting" } else { "paused" };
     }

@@ -23,6 +23,9 @@ pub fn cargo(arguments: &[&str]) -> Command {
     for name in ["CARGO_MANIFEST_DIR", "CARGO_MANIFEST_PATH", "CARGO_PKG_NAME"] {
         command.env_remove(name);
     }
+    if let Some(pages) = crate::web::FOLDER.get() {
+        command.env(crate::web::FOLDER_ENV, pages);
+    }
     command
 }
 

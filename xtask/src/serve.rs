@@ -11,9 +11,9 @@ use crate::{tools, web};
 /// it directly.
 pub fn run(flags: &[String]) -> Result<()> {
     tools::ensure_wasm()?;
-    let pages = web::build()?;
+    web::build()?;
     let mut command = cargo(&["run", "--release", "--package", "coordinator", "--", "serve"]);
-    command.args(flags).env(web::FOLDER_ENV, pages);
+    command.args(flags);
     #[cfg(unix)]
     {
         use std::os::unix::process::CommandExt;

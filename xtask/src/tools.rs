@@ -19,7 +19,54 @@ pub fn ensure() -> Result<()> {
             rustup(&["component", "add", component])?;
         }
     }
-    ensure_wasm()
+    ensure_wasm()?;
+    ensure_browser()
+}
+
+/// Debian's packages: a browser, what drives it, and the software GPU of the native tests.
+const BROWSER_PACKAGES: [&str; 4] =
+    ["chromium", "chromium-driver", "mesa-vulkan-drivers", "libvulkan1"];
+
+/// Makes sure of Chromium, chromedriver and a Vulkan driver; installs them where apt does so
+/// without a question.
+fn ensure_browser() -> Result<()> {
+    let missing = || {
+        let driver = output(Command::new("chromedriver").arg("--version")).is_err();
+        let mut browsers = ["chromium", "google-chrome"].iter();
+        let browser = !browsers.any(|name| output(Command::new(name).arg("--version")).is_ok());
+        let drivers = std::fs::read_dir("/usr/share/vulkan/icd.d");
+        let vulkan =
+            cfg!(target_os = "linux") && drivers.map_or(true, |mut icds| icds.next().is_none());
+        let all = [(browser, "a browser"), (driver, "chromedriver"), (vulkan, "a Vulkan driver")];
+        all.into_iter().filter(|(missing, _)| *missing).map(|(_, name)| name).collect::<Vec<_>>()
+    };
+    let wanted = missing();
+    if wanted.is_empty() {
+        return Ok(());
+    }
+    println!("installing {}", wanted.join(", "));
+    let root = output(Command::new("id").arg("-u")).is_ok_and(|id| id.trim_ascii() == b"0");
+    let apt = |arguments: &[&str]| {
+        let mut command = Command::new(if root { "apt-get" } else { "sudo" });
+        if !root {
+            command.args(["-n", "apt-get"]);
+        }
+        output(command.args(arguments).env("DEBIAN_FRONTEND", "noninteractive"))
+    };
+    let mut install = vec!["install", "-y", "-qq", "--no-install-recommends"];
+    install.extend(BROWSER_PACKAGES);
+    let installed = apt(&["update", "-qq"]).and_then(|_| apt(&install));
+    let still = missing();
+    if still.is_empty() {
+        return Ok(());
+    }
+    let why = installed.err().map_or(String::new(), |error| format!(" ({error:#})"));
+    bail!(
+        "{} missing, and apt-get cannot install it{why}: install Chromium, a chromedriver of the \
+         same version and a Vulkan driver (Debian: apt-get install {})",
+        still.join(" and "),
+        BROWSER_PACKAGES.join(" ")
+    )
 }
 
 /// Makes sure of the wasm target, which the pages are compiled for.

@@ -18,6 +18,7 @@ use std::collections::BTreeMap;
 use std::fs;
 use std::path::{Path, PathBuf};
 use std::process::Command;
+use std::sync::OnceLock;
 
 use anyhow::{Context, Result, bail, ensure};
 use sha2::{Digest, Sha256};
@@ -28,6 +29,9 @@ use crate::tools::WASM;
 
 /// Names the folder for the coordinator's build.
 pub const FOLDER_ENV: &str = "WEFT_WEB_DIST";
+/// The folder, once it is made: every later command of this run is told, so that the coordinator
+/// is built once.
+pub static FOLDER: OnceLock<PathBuf> = OnceLock::new();
 /// Browsers that have WebGPU have these instructions too, and so do all others of the last years.
 const FLAGS: &str = "-Ctarget-feature=+simd128";
 /// The cargo profile of both modules.
@@ -77,7 +81,26 @@ pub fn build() -> Result<PathBuf> {
     let folder = target.join("web-dist");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
     write_all(&folder, &files)?;
-    Ok(folder)
+    Ok(FOLDER.get_or_init(|| folder).clone())
+}
+
+/// Checks that `wasm-pack`, which others know, builds the worker as well; says why not where it
+/// is not installed.
+pub fn check_wasm_pack() -> Result<Option<String>> {
+    for tool in ["wasm-pack", "wasm-bindgen"] {
+        if output(Command::new(tool).arg("--version")).is_err() {
+            return Ok(Some(format!("{tool} is not installed, so it is not tried")));
+        }
+    }
+    let target = tidy::target_folder()?;
+    let mut command = Command::new("wasm-pack");
+    command.args(["build", "browser-worker", "--target", "web", "--mode", "no-install"]);
+    command.arg("--out-dir").arg(target.join("wasm-pack")).current_dir(crate::root());
+    // What the modules above are built from, as far as the flags are the same.
+    command.env("CARGO_TARGET_DIR", target.join("wasm")).env("RUSTFLAGS", FLAGS);
+    output(&mut command)?;
+    ensure!(target.join("wasm-pack/browser_worker_bg.wasm").is_file(), "it made no module");
+    Ok(None)
 }
 
 fn compile(wasm_target: &Path) -> Result<()> {

@@ -11,13 +11,24 @@ use anyhow::{Context, Result};
 
 use crate::process::{cargo, output, watch};
 use crate::tools::WASM;
-use crate::{models, tidy, tools};
+use crate::{models, tidy, tools, web};
 use count::Reader;
 use report::{Outcome, Report};
 
-/// Crates that must compile for WASM: the pure ones that a browser's worker stands on.
-const WASM_CRATES: [&str; 8] =
-    ["protocol", "api", "model", "scheduler", "worker-core", "numerics", "reference", "engine"];
+/// Crates that must compile for WASM: the pure ones, and what runs in a browser.
+const WASM_CRATES: [&str; 11] = [
+    "protocol",
+    "api",
+    "model",
+    "scheduler",
+    "worker-core",
+    "numerics",
+    "reference",
+    "engine",
+    "shards",
+    "browser-worker",
+    "web",
+];
 /// Seeds of the simulation, if `WEFT_SIM_SEEDS` does not say.
 const SIM_SEEDS: &str = "200";
 /// Mutated inputs for each parser, if `WEFT_FUZZ_INPUTS` does not say.
@@ -41,6 +52,15 @@ pub fn run(all_models: bool) -> Result<bool> {
             Ok(Outcome::skipping(fetched.skipped))
         });
     if ready {
+        // First, since the coordinator is built with them in it.
+        report.step("pages", || web::build().map(|_| Outcome::ok()));
+        report.step("wasm-pack", || {
+            let skipped = web::check_wasm_pack()?;
+            if let Some(why) = &skipped {
+                println!("SKIPPED: {why}");
+            }
+            Ok(Outcome::skipping(skipped.into_iter().collect()))
+        });
         check_sources(&mut report);
         run_tests(&mut report)?;
         fuzz(&mut report);
@@ -85,8 +105,9 @@ fn check_sources(report: &mut Report) {
         quiet(&mut cargo(&arguments), BUILD_MAX)
     });
     report.step("wasm", || {
-        let mut command = cargo(&["check", "--locked", "--target", WASM]);
+        let mut command = cargo(&["clippy", "--locked", "--target", WASM]);
         command.args(WASM_CRATES.iter().flat_map(|name| ["--package", name]));
+        command.args(["--", "-D", "warnings"]);
         quiet(&mut command, BUILD_MAX)
     });
 }
