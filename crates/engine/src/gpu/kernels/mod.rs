@@ -11,6 +11,7 @@
 //! SwiGLU; down with the residual added: 8 dispatches.
 
 mod attention;
+mod lab;
 mod op;
 mod pipelines;
 mod products;

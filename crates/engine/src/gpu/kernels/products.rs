@@ -152,11 +152,6 @@ impl Kernels {
         dispatches.collect()
     }
 
-    /// The dispatches of the last way of a product, which fits all steps.
-    fn for_many(op: Op) -> Vec<Dispatch> {
-        op.ways.into_iter().next_back().map_or_else(Vec::new, |way| way.dispatches)
-    }
-
     /// q, k and v of `normed`, plus biases, rotated; the query into `query`, key and value
     /// appended to the layer's cache `kv`, see [`super::kv_page_words`]. `biases` are the
     /// three vectors joined, `[(H + 2K)·hd]`.

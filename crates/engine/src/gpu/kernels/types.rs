@@ -51,7 +51,7 @@ pub struct GpuVector {
 }
 
 /// A model's shapes, as far as kernels need them.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq)]
 pub struct Shapes {
     /// D.
     pub d_model: u32,
