@@ -4,10 +4,12 @@
 //!
 //! `steps` checks what comes in, `kv` keeps the sessions' keys and values, `plan` turns a
 //! span of parts into commands, `run` executes them, `cpu` holds the kernels;
-//! `benchmark` measures them at a model's shapes.
+//! `benchmark` measures them at a model's shapes. `gpu` is the same on GPUs.
 
 mod benchmark;
 mod cpu;
+#[cfg(feature = "gpu")]
+pub mod gpu;
 mod kv;
 mod plan;
 mod pool;

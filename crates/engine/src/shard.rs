@@ -202,7 +202,7 @@ fn run_passes<E: Element>(
     let width = machine.dims.d_model as usize;
     let mut output = Vec::new();
     let mut done = 0; // rows of earlier passes
-    for runs in passes(segments, PASS_ROWS_MAX) {
+    for runs in passes(segments, PASS_ROWS_MAX, usize::MAX) {
         let rows: usize = runs.iter().map(|r| r.rows).sum();
         let part = match input {
             Input::Tokens(tokens) => PassInput::Tokens(&tokens[done..done + rows]),

@@ -140,25 +140,28 @@ fn locate(segments: &[Segment], row: usize) -> (u64, u32) {
     unreachable!("row {row} is one of the step's {first}")
 }
 
-/// The segments' rows in passes of at most `rows_max`.
-pub(crate) fn passes(segments: &[Segment], rows_max: usize) -> Vec<Vec<Run>> {
+/// The segments' rows in passes of at most `rows_max`, of which `kept_max` want logits; both
+/// are at least 1.
+pub(crate) fn passes(segments: &[Segment], rows_max: usize, kept_max: usize) -> Vec<Vec<Run>> {
     let mut passes = vec![Vec::new()];
-    let mut filled = 0;
+    let (mut filled, mut kept) = (0, 0);
     for s in segments {
         let (mut done, total) = (0, s.rows as usize);
         let silent = total.saturating_sub(s.logits_rows as usize); // rows without logits
         while done < total {
-            if filled == rows_max {
+            if filled == rows_max || (kept == kept_max && done >= silent) {
                 passes.push(Vec::new());
-                filled = 0;
+                (filled, kept) = (0, 0);
             }
-            let rows = (total - done).min(rows_max - filled);
+            let allowed = silent.saturating_sub(done).saturating_add(kept_max - kept);
+            let rows = (total - done).min(rows_max - filled).min(allowed);
             let logits_rows = (done + rows).saturating_sub(silent.max(done));
             let position = s.position.wrapping_add(done as u32);
             let run = Run { session: s.session, position, start: filled, rows, logits_rows };
             passes.last_mut().expect("there is a first pass").push(run);
             done += rows;
             filled += rows;
+            kept += logits_rows;
         }
     }
     passes
@@ -173,14 +176,17 @@ mod tests {
         let segment =
             |session, position, rows, logits_rows| Segment { session, position, rows, logits_rows };
         let segments = [segment(1, 10, 100, 1), segment(2, 0, 300, 250), segment(3, 5, 1, 1)];
-        let seen: Vec<Vec<_>> = passes(&segments, 256)
-            .iter()
-            .map(|p| {
-                p.iter().map(|r| (r.session, r.position, r.start, r.rows, r.logits_rows)).collect()
-            })
-            .collect();
+        let cut = |rows_max, kept_max| -> Vec<Vec<_>> {
+            let of = |r: &Run| (r.session, r.position, r.start, r.rows, r.logits_rows);
+            let passes = passes(&segments, rows_max, kept_max);
+            passes.iter().map(|runs| runs.iter().map(of).collect()).collect()
+        };
         let first = vec![(1, 10, 0, 100, 1), (2, 0, 100, 156, 106)];
         let second = vec![(2, 156, 0, 144, 144), (3, 5, 144, 1, 1)];
-        assert_eq!(seen, [first, second]);
+        assert_eq!(cut(256, usize::MAX), [first, second]);
+        let first = vec![(1, 10, 0, 100, 1), (2, 0, 100, 149, 99)];
+        let second = vec![(2, 149, 0, 100, 100)];
+        let third = vec![(2, 249, 0, 51, 51), (3, 5, 51, 1, 1)];
+        assert_eq!(cut(256, 100), [first, second, third]);
     }
 }
