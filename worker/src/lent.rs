@@ -76,10 +76,11 @@ fn gpu(options: &Options, adapter: Option<u32>) -> Result<Lent, String> {
     let gpu = gpu::block_on(Gpu::open(choice)).map_err(|error| error.to_string())?;
     let info = gpu.info();
     let start = std::time::Instant::now();
-    let clock = || start.elapsed().as_secs_f64();
-    let cap = options.memory_bytes.unwrap_or(GPU_MEMORY_BYTES_MAX);
-    let measured = gpu::block_on(gpu::benchmark(&gpu, BENCHMARK_S, cap, clock));
-    let measured = measured.map_err(|error| format!("{}: {error}", info.name))?;
+    let clock = || start.elapsed().as_secs_f64() * 1e3;
+    let measured = gpu::block_on(gpu::benchmark(&gpu, BENCHMARK_MS, clock));
+    if let Some(reason) = gpu.lost() {
+        return Err(format!("{}: {reason}", info.name));
+    }
     let notes = info.rejected.iter().map(|r| format!("{}: {}", r.variant, r.reason)).collect();
     let (memory_bytes, memory_reason) = match options.memory_bytes {
         Some(bytes) => (bytes, "as told".to_owned()),
@@ -96,12 +97,9 @@ fn gpu(options: &Options, adapter: Option<u32>) -> Result<Lent, String> {
     })
 }
 
-/// What a GPU's benchmark may take, seconds.
+/// What a GPU's benchmark may take, ms.
 #[cfg(feature = "gpu")]
-const BENCHMARK_S: f64 = 3.0;
-/// Most memory of a GPU that is tried, if nothing is said of it.
-#[cfg(feature = "gpu")]
-const GPU_MEMORY_BYTES_MAX: u64 = 2 << 30;
+const BENCHMARK_MS: f64 = 3000.0;
 
 /// A line for each GPU adapter that there is.
 pub fn list_gpus() -> Vec<String> {
