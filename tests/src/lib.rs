@@ -1,10 +1,12 @@
 //! What the tests of this package share: where the real models and the goldens lie.
 //!
 //! The tests are in `golden/` (against llama.cpp and an independent implementation),
-//! `kernels/` (one case table per op), `sim/` (the scheduler and worker-cores over a fake
-//! network) and `e2e/` (real processes).
+//! `kernels/` (one case table per op), `wasm_simd/` (the same inside WASM), `sim/` (the
+//! scheduler and worker-cores over a fake network) and `e2e/` (real processes).
 
 use std::path::{Path, PathBuf};
+
+pub mod wasm;
 
 /// The environment variable that names the folder of test models.
 pub const MODELS_ENV: &str = "WEFT_TEST_MODELS";

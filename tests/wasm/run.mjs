@@ -114,3 +114,24 @@ export async function bench(files, say, { rounds = 3, prefill = 256, decode = 64
   }
   return 0;
 }
+
+// Tokens per second of @wllama/wllama, as it says itself.
+export async function wllama(files, say, { rounds = 3, decode = 64 } = {}) {
+  const { Wllama } = await import("/wllama/index.js");
+  const peer = new Wllama({ default: "/wllama/wllama.wasm" }, { suppressNativeLog: true });
+  await peer.loadModel([new Blob([files.model])], { n_ctx: 1024, n_threads: 1, n_gpu_layers: 0 });
+  const rates = { prefill: [], decode: [] };
+  for (let round = 0; round <= rounds; round++) {
+    // No two prompts begin alike, so that nothing is found in its cache.
+    const prompt = `${round} ` + "The quick brown fox jumps over the lazy dog. ".repeat(20);
+    const { timings } = await peer.createCompletion({
+      prompt, max_tokens: decode, temperature: 0, cache_prompt: false, ignore_eos: true,
+    });
+    if (round === 0) continue;
+    rates.prefill.push(timings.prompt_per_second);
+    rates.decode.push(timings.predicted_per_second);
+  }
+  const [p, d] = [rates.prefill, rates.decode].map(median);
+  say(["wllama", p.toFixed(1), d.toFixed(1), "", ""].join("\t"));
+  return 0;
+}
