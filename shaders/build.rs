@@ -125,6 +125,7 @@ fn describe(name: &str, source: &str, module: &Module, out: &mut String) {
     out.push_str("    }\n");
     writeln!(out, "    /// The kernel.\n    pub static KERNEL: Kernel = Kernel {{").unwrap();
     writeln!(out, "        name: {name:?},\n        entry: {:?},", entry.name).unwrap();
+    let source = without_comments(source);
     writeln!(out, "        source: {source:?},\n        overrides: &{overrides:?},").unwrap();
     out.push_str("        bindings: &[\n");
     for (number, access) in bindings {
@@ -162,4 +163,11 @@ fn describe_params(name: &str, module: &Module, inner: &TypeInner, out: &mut Str
     writeln!(out, "        pub fn bytes(&self) -> [u8; {bytes}] {{").unwrap();
     writeln!(out, "            let mut bytes = [0; {bytes}];\n{writes}            bytes").unwrap();
     out.push_str("        }\n    }\n");
+}
+
+/// The text that a program carries, and a browser downloads: without comments, indents and
+/// empty lines. WGSL has no strings in which `//` could stand for something else.
+fn without_comments(source: &str) -> String {
+    let lines = source.lines().map(|line| line.split("//").next().unwrap_or_default().trim());
+    lines.filter(|line| !line.is_empty()).fold(String::new(), |text, line| text + line + "\n")
 }

@@ -15,6 +15,9 @@ const FOLDER: &str = "weft";
 const BLOBS: &str = "blobs";
 /// Longest small file, bytes: an index of 4096 blobs.
 const SMALL_BYTES_MAX: u64 = 1 << 20;
+/// Looks at a file that another worker has open, and the time between them, ms.
+const BUSY_LOOKS_MAX: u32 = 15;
+const BUSY_PAUSE_MS: f64 = 100.0;
 /// Files looked at when the folder is listed; more are not seen.
 const FILES_MAX: usize = 16_384;
 
@@ -181,13 +184,22 @@ pub struct Access {
 }
 
 impl Access {
+    /// Whoever else has it open is a worker that is just ending: that is waited for.
     async fn open(folder: &FileSystemDirectoryHandle, name: &str, create: bool) -> Result<Access> {
         let options = FileSystemGetFileOptions::new();
         options.set_create(create);
         let file = folder.get_file_handle_with_options(name, &options);
         let file: FileSystemFileHandle = JsFuture::from(file).await?.unchecked_into();
-        let handle = JsFuture::from(file.create_sync_access_handle()).await?.unchecked_into();
-        Ok(Access { handle })
+        let mut looks = 1;
+        loop {
+            let opened = JsFuture::from(file.create_sync_access_handle()).await;
+            match opened.map_err(StorageError::from) {
+                Ok(handle) => return Ok(Access { handle: handle.unchecked_into() }),
+                Err(StorageError::Busy) if looks < BUSY_LOOKS_MAX => looks += 1,
+                Err(error) => return Err(error),
+            }
+            js::sleep(BUSY_PAUSE_MS).await;
+        }
     }
 
     /// Its length.

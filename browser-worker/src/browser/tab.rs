@@ -10,10 +10,10 @@ use worker_core::Event;
 
 use super::http::Cancel;
 use super::inbox::{Happened, Inbox};
-use super::js;
 use super::prepare::{Preparation, Ready, Seen};
 use super::stay::{Over, Shared, Stay};
 use super::storage::Store;
+use super::{js, lock};
 use crate::figures::Figures;
 use crate::meter::Meter;
 use crate::settings::{Change, change};
@@ -260,6 +260,7 @@ impl Tab {
     fn begin(&mut self) {
         if let Some(reason) = self.shared.meter.exhausted() {
             self.detail = format!("{reason}: raise it to go on");
+            self.mode = Mode::Resting { paused: true };
             return self.report(true);
         }
         let cancel = match Cancel::new() {
@@ -593,6 +594,9 @@ pub async fn credit_of(store: Option<&Store>) -> u64 {
 
 /// Deletes everything of ours; gives the bytes of weights that there were.
 async fn erase() -> Result<u64, String> {
+    let Some(_lock) = lock::try_take().await else {
+        return Err("another tab of this browser works with it: pause that one first".into());
+    };
     // Where no file can be kept, none is to be deleted.
     let Ok(store) = Store::open().await else { return Ok(0) };
     let words = |error: super::storage::StorageError| error.to_string();
