@@ -73,9 +73,17 @@ pub enum Fault {
     Stale,
     /// A session waited for layers that nobody held.
     Uncovered,
+    /// A tab that takes long over every row came.
+    SlowTab,
+    /// A tab was hidden or shown again.
+    Hidden,
+    /// A tab was closed for good.
+    Closed,
+    /// A worker was told that there is nothing for it.
+    Idle,
 }
 
-pub const ALL: [Fault; 19] = [
+pub const ALL: [Fault; 23] = [
     Fault::Lost,
     Fault::Duplicated,
     Fault::Reordered,
@@ -95,6 +103,10 @@ pub const ALL: [Fault; 19] = [
     Fault::Reused,
     Fault::Stale,
     Fault::Uncovered,
+    Fault::SlowTab,
+    Fault::Hidden,
+    Fault::Closed,
+    Fault::Idle,
 ];
 
 /// How often each struck.

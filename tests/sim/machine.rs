@@ -7,20 +7,37 @@ use worker_core::{Action, Config, Event, RunFault, Shape, ShardKey, WorkerCore};
 
 use crate::model::{D_MODEL, FakeShard, VOCAB};
 
-/// A machine that comes and goes.
-pub struct Machine {
+/// How many times slower a hidden tab is.
+const HIDDEN_SLOWER: u64 = 3;
+
+/// What stays the same when a machine's program is started anew.
+#[derive(Clone)]
+pub struct Build {
     pub key: String,
+    pub kind: WorkerKind,
+    pub classes: Vec<String>,
     pub trusted: bool,
     pub memory_bytes: u64,
     /// Virtual µs per row.
     pub row_us: u64,
+    /// What it says of its rates, weight bytes a second.
+    pub bytes_per_s: f64,
+    pub layers: u32,
+    /// Holds embedding and head only.
+    pub ends_only: bool,
+}
+
+/// A machine that comes and goes.
+pub struct Machine {
+    pub build: Build,
     pub core: WorkerCore,
     pub shards: BTreeMap<ShardKey, FakeShard>,
     /// Answers nothing until then.
     pub frozen_until: u64,
-    pub layers: u32,
-    /// Holds embedding and head only.
-    pub ends_only: bool,
+    /// When its core wants to be told the time.
+    pub tick_at: Option<u64>,
+    /// Nobody sees its tab, which its browser slows down.
+    pub hidden: bool,
     /// The next load fails.
     pub load_fails: bool,
     /// The next run says that a value overflowed.
@@ -33,33 +50,32 @@ pub enum Wish {
     SendFrame(protocol::Frame),
     /// Give it this event after so many µs.
     Later(u64, Event),
+    /// It was told that there is nothing for it to hold.
+    Idle,
     Close(String),
 }
 
 impl Machine {
-    pub fn new(key: String, trusted: bool, memory_bytes: u64, row_us: u64, layers: u32) -> Machine {
+    pub fn new(build: Build) -> Machine {
         let config = Config {
-            name: key.clone(),
-            kind: WorkerKind::Native,
+            name: build.key.clone(),
+            kind: build.kind,
             backend: "fake".into(),
             device: String::new(),
             notes: Vec::new(),
-            classes: vec!["canonical-1".into()],
-            memory_bytes,
-            bytes_per_s: [1e9, 2e8],
+            classes: build.classes.clone(),
+            memory_bytes: build.memory_bytes,
+            bytes_per_s: [build.bytes_per_s; 2],
             step_credits: 2,
             token: None,
         };
         Machine {
-            key,
-            trusted,
-            memory_bytes,
-            row_us,
+            build,
             core: WorkerCore::new(config),
             shards: BTreeMap::new(),
             frozen_until: 0,
-            layers,
-            ends_only: false,
+            tick_at: None,
+            hidden: false,
             load_fails: false,
             run_overflows: false,
         }
@@ -67,10 +83,7 @@ impl Machine {
 
     /// The same machine, its program started anew.
     pub fn restarted(self) -> Machine {
-        let ends_only = self.ends_only;
-        let fresh =
-            Machine::new(self.key, self.trusted, self.memory_bytes, self.row_us, self.layers);
-        Machine { ends_only, ..fresh }
+        Machine::new(self.build)
     }
 
     /// Hands the core an event and carries out what it wants.
@@ -87,7 +100,8 @@ impl Machine {
                         cached: Vec::new(),
                     },
                 )),
-                Action::Joined { .. } | Action::Forget(_) | Action::Idle { .. } => {}
+                Action::Joined { .. } | Action::Forget(_) => {}
+                Action::Idle { .. } => wishes.push(Wish::Idle),
                 Action::Send(message) => wishes.push(Wish::Send(message)),
                 Action::SendFrame(frame) => wishes.push(Wish::SendFrame(frame)),
                 Action::Fetch(blob) => {
@@ -98,9 +112,9 @@ impl Machine {
                     wishes.push(Wish::Later(20_000, Event::LoadFailed { shard, reason }));
                 }
                 Action::Load { shard, assignment } => {
-                    let fake = FakeShard::new(self.layers, assignment.kv_pages);
+                    let fake = FakeShard::new(self.build.layers, assignment.kv_pages);
                     self.shards.insert(shard, fake);
-                    let shape = Shape { layers: self.layers, d_model: D_MODEL, vocab: VOCAB };
+                    let shape = Shape { layers: self.build.layers, d_model: D_MODEL, vocab: VOCAB };
                     wishes.push(Wish::Later(20_000, Event::Loaded { shard, shape }));
                 }
                 Action::Run(run) => {
@@ -123,7 +137,8 @@ impl Machine {
                         }
                         false => Ok(result),
                     };
-                    let took = 200 + rows * self.row_us;
+                    let slowed = if self.hidden { HIDDEN_SLOWER } else { 1 };
+                    let took = 200 + rows * self.build.row_us * slowed;
                     let done = Event::RunDone { run: run.id, compute_us: took as u32, result };
                     wishes.push(Wish::Later(took, done));
                 }

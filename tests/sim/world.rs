@@ -6,18 +6,20 @@ use std::time::Duration;
 
 use protocol::{BlobRef, Frame, FromWorker, ToWorker, WorkerId, WorkerKind};
 use scheduler::{
-    ClassSpec,
-    Action, Config, Event, Holds, ModelSpec, Note, PartSpec, Sabotage, Scheduler, Time, WorkerSpec,
+    Action, ClassSpec, Config, Event, Holds, ModelSpec, Note, PartSpec, Sabotage, Scheduler, Time,
+    WorkerSpec,
 };
 use worker_core::Event as CoreEvent;
 
 use crate::clients::Clients;
 use crate::faults::{Fault, Rng, Tally};
-use crate::machine::{Machine, Wish};
+use crate::machine::{Build, Machine, Wish};
 use crate::model::{D_MODEL, VOCAB};
 
 pub const LAYERS: u32 = 6;
 const MIB: u64 = 1 << 20;
+/// What the model is served in, the preferred one first.
+const CLASSES: [&str; 2] = ["canonical-1", "wgsl-f32"];
 /// Faults strike until then, virtual µs.
 const FAULTS_UNTIL_US: u64 = 60_000_000;
 /// By then everything must have finished.
@@ -79,7 +81,7 @@ pub fn run(seed: u64, sabotage: Sabotage) -> Tally {
     let mut events = 0u64;
     while let Some(Reverse((at, key))) = world.queue.pop() {
         world.now = at;
-        assert!(at < END_US, "seed {seed}: not finished: {}", world.clients.describe());
+        assert!(at < END_US, "seed {seed}: not finished: {}", world.describe());
         let happening = world.pending.remove(&key).expect("it was put there");
         world.happen(happening);
         world.check(seed);
@@ -89,7 +91,7 @@ pub fn run(seed: u64, sabotage: Sabotage) -> Tally {
             break;
         }
     }
-    assert!(world.clients.all_done(), "seed {seed}: stuck: {}", world.clients.describe());
+    assert!(world.clients.all_done(), "seed {seed}: stuck: {}", world.describe());
     world.tally
 }
 
@@ -105,7 +107,9 @@ fn model() -> ModelSpec {
     ModelSpec {
         name: "fake".into(),
         manifest: blob("a", 1000),
-        classes: vec![ClassSpec { name: "canonical-1".into(), kv_bytes_per_position: 16 }],
+        classes: CLASSES
+            .map(|name| ClassSpec { name: name.into(), kv_bytes_per_position: 16 })
+            .to_vec(),
         parts,
         d_model: D_MODEL,
         vocab: VOCAB,
@@ -139,7 +143,7 @@ impl World {
             pending: BTreeMap::new(),
             sequence: 0,
             next_worker: 1,
-            next_key: 1,
+            next_key: 0,
             clients: Clients::default(),
             tick_at: None,
             traced: std::env::var("WEFT_SIM_TRACE").ok().map(|id| format!("SessionId({id})")),
@@ -148,11 +152,16 @@ impl World {
 
     fn start(&mut self) {
         self.tell(Event::AddModel(model()));
+        // Now and then the first one could hold everything, as the embedded worker does.
+        let holds_all = self.rng.chance(2_500);
         for i in 0..7 {
-            let mut machine = self.new_machine(i < 2);
-            machine.ends_only = i == 0;
+            let mut build = self.new_build(i < 2);
+            build.ends_only = i == 0 && !holds_all;
+            if i == 0 && holds_all {
+                (build.kind, build.memory_bytes) = (WorkerKind::Embedded, 64 * MIB);
+            }
             let at = self.rng.below(2_000_000);
-            self.at(at, Happening::Connect(Box::new(machine)));
+            self.at(at, Happening::Connect(Box::new(Machine::new(build))));
         }
         for doing in self.clients.plan(&mut self.rng, FAULTS_UNTIL_US) {
             self.at(doing.0, Happening::Client(doing.1));
@@ -160,15 +169,45 @@ impl World {
         self.at(3_000_000, Happening::Strike);
     }
 
-    fn new_machine(&mut self, trusted: bool) -> Machine {
-        let key = format!("{:0>64x}", self.next_key);
+    fn new_key(&mut self) -> String {
         self.next_key += 1;
-        let memory = match trusted {
+        format!("{:0>64x}", self.next_key)
+    }
+
+    fn new_build(&mut self, trusted: bool) -> Build {
+        let browser = !trusted && self.rng.chance(5_000);
+        let memory_bytes = match trusted {
             true => self.rng.between(4 * MIB, 6 * MIB),
+            // A phone's tab may lend less than anything needs.
+            false if browser && self.rng.chance(1_000) => MIB,
             false => self.rng.between(2 * MIB, 5 * MIB),
         };
-        let row_us = self.rng.between(50, 2_000);
-        Machine::new(key, trusted, memory, row_us, LAYERS)
+        let row_us = match browser && self.rng.chance(2_500) {
+            // A tab on a GPU made of software.
+            true => {
+                self.tally.count(Fault::SlowTab);
+                self.rng.between(20_000, 80_000)
+            }
+            false => self.rng.between(50, 2_000),
+        };
+        // Tabs compute on a GPU, on the CPU, or on either; all others on the CPU.
+        let classes: &[&str] = match (browser, self.rng.below(3)) {
+            (false, _) | (true, 0) => &["canonical-1"],
+            (true, 1) => &["wgsl-f32"],
+            (true, _) => &["wgsl-f32", "canonical-1"],
+        };
+        Build {
+            key: self.new_key(),
+            kind: if browser { WorkerKind::Browser } else { WorkerKind::Native },
+            classes: classes.iter().map(|class| (*class).to_owned()).collect(),
+            trusted,
+            memory_bytes,
+            row_us,
+            // Tabs have measured themselves; the others claim what they like.
+            bytes_per_s: if browser { 4e6 * MIB as f64 / row_us as f64 } else { 1e9 },
+            layers: LAYERS,
+            ends_only: false,
+        }
     }
 
     pub fn at(&mut self, time: u64, happening: Happening) {
@@ -275,20 +314,21 @@ impl World {
         self.next_worker += 1;
         machine.core.handle(self.now, CoreEvent::Disconnected);
         while machine.core.poll_action().is_some() {}
+        let build = machine.build.clone();
         let spec = WorkerSpec {
             id,
-            key: machine.key.clone(),
-            name: machine.key.clone(),
-            kind: WorkerKind::Native,
+            key: build.key.clone(),
+            name: build.key,
+            kind: build.kind,
             backend: "fake".into(),
             device: String::new(),
             notes: Vec::new(),
-            trusted: machine.trusted,
-            holds: if machine.ends_only { Holds::Ends } else { Holds::Anything },
-            memory_bytes: machine.memory_bytes,
-            bytes_per_s: [1e9, 1e9],
+            trusted: build.trusted,
+            holds: if build.ends_only { Holds::Ends } else { Holds::Anything },
+            memory_bytes: build.memory_bytes,
+            bytes_per_s: [build.bytes_per_s; 2],
             step_credits: 2,
-            classes: vec!["canonical-1".into()],
+            classes: build.classes,
             cached: Vec::new(),
         };
         self.machines.insert(id, machine);
@@ -316,7 +356,15 @@ impl World {
             return;
         }
         let before = id;
-        for wish in machine.handle(self.now, event) {
+        let wishes = machine.handle(self.now, event);
+        let deadline = machine.core.next_deadline().map(|(at, _)| at);
+        if deadline != machine.tick_at {
+            machine.tick_at = deadline;
+            if let Some(at) = deadline {
+                self.at(at, Happening::Core(id, CoreEvent::Tick));
+            }
+        }
+        for wish in wishes {
             match wish {
                 Wish::Send(FromWorker::Hello(_)) => {}
                 Wish::Send(message) => self.reply(before, Answer::Control(message)),
@@ -326,6 +374,7 @@ impl World {
                 Wish::Later(after, event) => {
                     self.at(self.now + after, Happening::Core(id, event));
                 }
+                Wish::Idle => self.tally.count(Fault::Idle),
                 Wish::Close(reason) => self.lose(id, reason, true),
             }
         }
@@ -335,6 +384,11 @@ impl World {
         self.trace("to", to, &parcel);
         if let Parcel::Control(ToWorker::Assign(assignment)) = &parcel {
             assert!(!assignment.blobs.is_empty());
+            if let Some(machine) = self.machines.get(&to) {
+                let has = |class: &&&str| machine.build.classes.iter().any(|c| c == **class);
+                let first = CLASSES.iter().find(has);
+                assert_eq!(Some(&&*assignment.class), first, "worker {to}");
+            }
         }
         for at in self.arrivals(to, true) {
             self.at(at, Happening::ToWorker(to, parcel.clone()));
@@ -420,8 +474,7 @@ impl World {
         let mut machine = old.restarted();
         if !retry {
             // Its owner repairs it and it comes as another.
-            machine.key = format!("{:0>64x}", self.next_key);
-            self.next_key += 1;
+            machine.build.key = self.new_key();
         }
         self.at(self.now + back, Happening::Connect(Box::new(machine)));
     }
@@ -456,14 +509,15 @@ impl World {
             return;
         }
         let id = ids[self.rng.below(ids.len() as u64) as usize];
-        match self.rng.below(14) {
+        match self.rng.below(18) {
+            14..=17 => self.strike_tab(id),
             10..=11 => {
                 self.tally.count(Fault::LoadFailed);
                 self.machines.get_mut(&id).expect("it is there").load_fails = true;
             }
             12..=13 => {
                 let machine = self.machines.get_mut(&id).expect("it is there");
-                if !machine.trusted {
+                if !machine.build.trusted {
                     machine.run_overflows = true;
                     self.tally.count(Fault::Overflow);
                 }
@@ -482,6 +536,40 @@ impl World {
                 self.core(id, CoreEvent::Drain { reason: "its owner wants it back".into() });
             }
         }
+    }
+
+    /// A tab is hidden or shown again, or closed for good while another one is opened.
+    fn strike_tab(&mut self, id: WorkerId) {
+        let machine = self.machines.get_mut(&id).expect("it is there");
+        if machine.build.kind != WorkerKind::Browser {
+            return;
+        }
+        if self.rng.chance(3_000) {
+            self.tally.count(Fault::Closed);
+            self.lose(id, "its tab was closed".into(), false);
+            let (build, later) = (self.new_build(false), self.rng.between(100_000, 5_000_000));
+            let other = Machine::new(build);
+            self.at(self.now + later, Happening::Connect(Box::new(other)));
+            return;
+        }
+        self.tally.count(Fault::Hidden);
+        machine.hidden = !machine.hidden;
+        let hidden = machine.hidden;
+        self.core(id, CoreEvent::Visibility { hidden });
+    }
+
+    /// What is left to do, and with whom.
+    fn describe(&self) -> String {
+        let view = self.scheduler.view();
+        let workers = view.workers.iter().map(|w| {
+            let holds: Vec<_> = w.shards.iter().map(|s| (s.layers, s.ready)).collect();
+            let memory = w.memory_bytes as f64 / MIB as f64;
+            format!("\n{:?} {} {memory:.1} MiB {holds:?} {:?}", w.kind, w.state, w.idle_because)
+        });
+        let missing = view.models.iter().filter_map(|m| m.missing.clone());
+        let workers = workers.collect::<String>();
+        let missing = missing.collect::<String>();
+        format!("{}; missing: {missing}; {workers}", self.clients.describe())
     }
 
     /// What must hold at every moment.
