@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 
-pub use client::{Api, Events};
+pub use client::{Answer, Api, Events};
 pub use process::Process;
 pub use written::{Written, alone, request, stream_of};
 
@@ -37,7 +37,7 @@ pub async fn machine() -> MutexGuard<'static, ()> {
 
 /// One of our programs. `cargo xtask test` has built them and says where; a bare `cargo test`
 /// builds them here.
-fn binary(name: &str) -> PathBuf {
+pub fn binary(name: &str) -> PathBuf {
     static FOLDER: OnceLock<PathBuf> = OnceLock::new();
     let folder = FOLDER.get_or_init(|| match std::env::var_os("WEFT_BINARIES") {
         Some(folder) => folder.into(),
@@ -143,7 +143,7 @@ impl Coordinator {
         Process::start("coordinator", command)
     }
 
-    /// A worker of one thread with so much memory. Its name is for the fleet view.
+    /// A worker of one CPU thread with so much memory. Its name is for the fleet view.
     pub fn worker(&self, name: &str, memory_mib: u64) -> Process {
         self.worker_with(name, memory_mib, &[])
     }
@@ -158,6 +158,10 @@ impl Coordinator {
         command.arg("--home").arg(home("workers")).args(flags);
         if !flags.contains(&"--threads") {
             command.args(["--threads", "1"]);
+        }
+        // To the bit the same, also on a machine with a GPU.
+        if !flags.contains(&"--gpu") {
+            command.args(["--backend", "cpu"]);
         }
         Process::start(name, command)
     }

@@ -32,7 +32,7 @@ pub fn Live(tab: Tab) -> impl IntoView {
                 <Figure id="down" name="Received" status value=|s| words::bytes(s.bytes_down)/>
                 <Figure id="up" name="Sent" status value=|s| words::bytes(s.bytes_up)/>
                 <Figure id="disk" name="On disk" status value=|s| words::bytes(s.disk_bytes)/>
-                <Figure id="busy" name="Busy" status value=|s| format!("{:.0} %", s.busy.clamp(0.0, 1.0) * 100.0)/>
+                <Figure id="busy" name="Busy" status value=|s| format!("{} %", (s.busy * 100.0).round() as u8)/>
             </dl>
             <p class="soft holds" id="holds">
                 {move || status.with(|s| (!s.shards.is_empty()).then(|| format!("Holds {}.", words::held_layers(&s.shards))))}
