@@ -1,6 +1,6 @@
 // The MLP's inner product of few rows: y = silu(gate·x)·(up·x).
 //
-// One workgroup per 16-row tile of both matrices and COLUMNS rows of activations. gate and up
+// One workgroup per 16-row tile (or two) of both matrices and COLUMNS rows of activations. gate and up
 // are pieces [rows, D] of two matrices, x [T, D] and y [T, F] f32, rows at a stride of whole
 // vec4s; the pieces' rows are y's from `first_row` on. Numerics: common/lanes.wgsl and
 // common/exp.wgsl.
@@ -38,34 +38,33 @@ fn words(matrix: u32, i: u32) -> vec4<u32> {
 #include "lanes.wgsl"
 #include "exp.wgsl"
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let tile = group.x;
+    let tile = unit_of(group.x, thread);
     let first = group.y * COLUMNS;
     let last = step[0] - 1u;
-    let quad = thread % 4u;
-    let lane = thread / 4u;
-    put_sums(0u, thread, lane_sums(
+    put_sums(0u, thread, sum_lanes(
         0u, LAYOUT, params.gate_base, params.rows, params.cols, params.x_stride,
-        tile, quad, lane, first, last,
+        tile, thread, first, last,
     ));
-    put_sums(1u, thread, lane_sums(
+    put_sums(1u, thread, sum_lanes(
         1u, LAYOUT_UP, params.up_base, params.rows, params.cols, params.x_stride,
-        tile, quad, lane, first, last,
+        tile, thread, first, last,
     ));
-    workgroupBarrier();
-    let column = thread / 4u;
-    if (column >= COLUMNS || first + column > last) {
-        return;
-    }
-    let inner = silu(total(0u, quad, column)) * total(1u, quad, column);
-    for (var i = 0u; i < 4u; i += 1u) {
-        let row = tile * TILE_ROWS + quad * 4u + i;
-        if (row < params.rows) {
-            y[(first + column) * params.y_stride + params.first_row + row] = inner[i];
+    wait_for_sums();
+    for (var column = first_column(thread); column < COLUMNS; column += next_column()) {
+        if (first + column > last) {
+            return;
+        }
+        let inner = silu(total(0u, thread, column)) * total(1u, thread, column);
+        for (var i = 0u; i < 4u; i += 1u) {
+            let row = tile * TILE_ROWS + (thread % 4u) * 4u + i;
+            if (row < params.rows) {
+                y[(first + column) * params.y_stride + params.first_row + row] = inner[i];
+            }
         }
     }
 }

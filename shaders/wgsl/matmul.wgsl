@@ -1,6 +1,6 @@
 // Product of a matrix with many columns: y = W·x, then + bias, or added to y.
 //
-// One workgroup per 64 rows of W and 64 rows of activations, 256 invocations with 4 by 4
+// One workgroup per 64 rows of W and 64 rows of activations, 128 invocations with 8 by 4
 // results each. Shapes and numerics are matvec's, to the bit: the lanes of common/lanes.wgsl
 // are walked one after the other, 4 of a lane's chunks (32 columns) at a time through
 // workgroup memory; a lane's sum is complete before it is added to the total.
@@ -61,7 +61,25 @@ fn load_x(row: u32, col: u32) -> vec4<f32> {
     );
 }
 
-@compute @workgroup_size(256)
+// Four rows' results of one row of activations.
+fn put(first_row: u32, t: u32, last: u32, product: vec4<f32>) {
+    for (var i = 0u; i < 4u; i += 1u) {
+        let row = first_row + i;
+        if (row < params.rows && t <= last) {
+            let r = params.first_row + row;
+            let at = t * params.y_stride + r;
+            var value = product[i];
+            if (EPILOGUE == BIAS) {
+                value += bias[params.bias_at + r];
+            } else if (EPILOGUE == ADD) {
+                value += y[at];
+            }
+            y[at] = value;
+        }
+    }
+}
+
+@compute @workgroup_size(128)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
@@ -72,49 +90,58 @@ fn main(
     let blocks = params.cols / BLOCK_COLS;
     let tiles = (params.rows + TILE_ROWS - 1u) / TILE_ROWS;
 
-    // Who stages what: two columns of one chunk of a quad of W, and 4 by 4 of x.
+    // Who stages what: 4 columns of one chunk of a quad of W, and 4 by 4 of x.
     let w_quad = thread % QUADS;
     let w_chunk = (thread / QUADS) % STAGE_CHUNKS;
-    let w_part = thread / 64u;
+    let w_half = thread / 64u;
     let w_tile = min(group.x * 4u + w_quad / 4u, tiles - 1u);
     let x_quad = thread % QUADS;
     let x_cols = (thread / QUADS) * 4u;
 
-    let row_quad = thread % QUADS;
-    let x_row_quad = thread / QUADS;
+    // Whose results: two quads of rows of W, 8 quads apart, and one quad of rows of x.
+    let row_quad = thread % 8u;
+    let x_row_quad = thread / 8u;
     var t0 = vec4<f32>(0.0);
     var t1 = vec4<f32>(0.0);
     var t2 = vec4<f32>(0.0);
     var t3 = vec4<f32>(0.0);
+    var t4 = vec4<f32>(0.0);
+    var t5 = vec4<f32>(0.0);
+    var t6 = vec4<f32>(0.0);
+    var t7 = vec4<f32>(0.0);
     for (var lane = 0u; lane < LANES; lane += 1u) {
         var a0 = vec4<f32>(0.0);
         var a1 = vec4<f32>(0.0);
         var a2 = vec4<f32>(0.0);
         var a3 = vec4<f32>(0.0);
+        var a4 = vec4<f32>(0.0);
+        var a5 = vec4<f32>(0.0);
+        var a6 = vec4<f32>(0.0);
+        var a7 = vec4<f32>(0.0);
         for (var start = lane; start < chunks; start += LANES * STAGE_CHUNKS) {
             // Chunks of this lane from `start` on, at most STAGE_CHUNKS.
             let staged = min(STAGE_CHUNKS, (chunks - start + LANES - 1u) / LANES);
             workgroupBarrier();
             if (w_chunk < staged) {
                 let c = start + w_chunk * LANES;
-                let at = (w_chunk * CHUNK_COLS + w_part * 2u) * QUADS + w_quad;
+                let at = (w_chunk * CHUNK_COLS + w_half * 4u) * QUADS + w_quad;
                 if (LAYOUT < F16) {
                     let chunk = tiled_chunk(
                         0u, LAYOUT, params.base, blocks, w_tile, w_quad % 4u, c / 4u, c % 4u,
                     );
-                    let quants = select(chunk.low, chunk.high, w_part >= 2u);
-                    let k = (w_part % 2u) * 2u;
-                    staged_w[at] = weights(chunk, quants, k);
-                    staged_w[at + QUADS] = weights(chunk, quants, k + 1u);
+                    let quants = select(chunk.low, chunk.high, w_half == 1u);
+                    staged_w[at] = weights(chunk, quants, 0u);
+                    staged_w[at + QUADS] = weights(chunk, quants, 1u);
+                    staged_w[at + 2u * QUADS] = weights(chunk, quants, 2u);
+                    staged_w[at + 3u * QUADS] = weights(chunk, quants, 3u);
                 } else {
                     let row = w_tile * TILE_ROWS + (w_quad % 4u) * 4u;
-                    let col = c * CHUNK_COLS + w_part * 2u;
-                    staged_w[at] = dense_weights(
-                        0u, LAYOUT, params.base, params.rows, params.cols, row, col,
-                    );
-                    staged_w[at + QUADS] = dense_weights(
-                        0u, LAYOUT, params.base, params.rows, params.cols, row, col + 1u,
-                    );
+                    let col = c * CHUNK_COLS + w_half * 4u;
+                    for (var k = 0u; k < 4u; k += 1u) {
+                        staged_w[at + k * QUADS] = dense_weights(
+                            0u, LAYOUT, params.base, params.rows, params.cols, row, col + k,
+                        );
+                    }
                 }
             }
             if (x_cols < staged * CHUNK_COLS) {
@@ -135,48 +162,36 @@ fn main(
             let cols = staged * CHUNK_COLS;
             for (var k = 0u; k < cols; k += 1u) {
                 let w = staged_w[k * QUADS + row_quad];
+                let u = staged_w[k * QUADS + row_quad + 8u];
                 let v = staged_x[k * QUADS + x_row_quad];
                 a0 = fma(w, vec4<f32>(v.x), a0);
                 a1 = fma(w, vec4<f32>(v.y), a1);
                 a2 = fma(w, vec4<f32>(v.z), a2);
                 a3 = fma(w, vec4<f32>(v.w), a3);
+                a4 = fma(u, vec4<f32>(v.x), a4);
+                a5 = fma(u, vec4<f32>(v.y), a5);
+                a6 = fma(u, vec4<f32>(v.z), a6);
+                a7 = fma(u, vec4<f32>(v.w), a7);
             }
         }
-        if (lane == 0u) {
-            t0 = a0;
-            t1 = a1;
-            t2 = a2;
-            t3 = a3;
-        } else {
-            t0 += a0;
-            t1 += a1;
-            t2 += a2;
-            t3 += a3;
-        }
+        // From 0: a sum that is -0 becomes +0, in matvec as well.
+        t0 += a0;
+        t1 += a1;
+        t2 += a2;
+        t3 += a3;
+        t4 += a4;
+        t5 += a5;
+        t6 += a6;
+        t7 += a7;
     }
-    for (var c = 0u; c < 4u; c += 1u) {
-        let t = first + x_row_quad * 4u + c;
-        var product = t0;
-        if (c == 1u) {
-            product = t1;
-        } else if (c == 2u) {
-            product = t2;
-        } else if (c == 3u) {
-            product = t3;
-        }
-        for (var i = 0u; i < 4u; i += 1u) {
-            let row = group.x * GROUP_ROWS + row_quad * 4u + i;
-            if (row < params.rows && t <= last) {
-                let r = params.first_row + row;
-                let at = t * params.y_stride + r;
-                var value = product[i];
-                if (EPILOGUE == BIAS) {
-                    value += bias[params.bias_at + r];
-                } else if (EPILOGUE == ADD) {
-                    value += y[at];
-                }
-                y[at] = value;
-            }
-        }
-    }
+    let t = first + x_row_quad * 4u;
+    let row = group.x * GROUP_ROWS + row_quad * 4u;
+    put(row, t, last, t0);
+    put(row, t + 1u, last, t1);
+    put(row, t + 2u, last, t2);
+    put(row, t + 3u, last, t3);
+    put(row + 32u, t, last, t4);
+    put(row + 32u, t + 1u, last, t5);
+    put(row + 32u, t + 2u, last, t6);
+    put(row + 32u, t + 3u, last, t7);
 }

@@ -1,6 +1,6 @@
 // Product of a matrix with few columns: y = W·x, then + bias, or added to y.
 //
-// One workgroup per 16-row tile and COLUMNS rows of activations. W is a piece [rows, C] of a
+// One workgroup per 16-row tile (or two) and COLUMNS rows of activations. W is a piece [rows, C] of a
 // matrix in canonical layout, x [T, C] and y [T, R] f32, rows at a stride of whole vec4s; the
 // piece's rows are y's from `first_row` on. Numerics: common/lanes.wgsl.
 
@@ -39,38 +39,38 @@ fn words(matrix: u32, i: u32) -> vec4<u32> {
 #include "weights.wgsl"
 #include "lanes.wgsl"
 
-@compute @workgroup_size(64)
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let tile = group.x;
+    let tile = unit_of(group.x, thread);
     let first = group.y * COLUMNS;
     let last = step[ROWS_AT] - 1u;
-    let sums = lane_sums(
+    let sums = sum_lanes(
         0u, LAYOUT, params.base, params.rows, params.cols, params.x_stride,
-        tile, thread % 4u, thread / 4u, first, last,
+        tile, thread, first, last,
     );
     put_sums(0u, thread, sums);
-    workgroupBarrier();
-    let quad = thread % 4u;
-    let column = thread / 4u;
-    if (column >= COLUMNS || first + column > last) {
-        return;
-    }
-    let product = total(0u, quad, column);
-    for (var i = 0u; i < 4u; i += 1u) {
-        let row = tile * TILE_ROWS + quad * 4u + i;
-        if (row < params.rows) {
-            let r = params.first_row + row;
-            let at = (first + column) * params.y_stride + r;
-            var value = product[i];
-            if (EPILOGUE == BIAS) {
-                value += bias[params.bias_at + r];
-            } else if (EPILOGUE == ADD) {
-                value += y[at];
+    wait_for_sums();
+    for (var column = first_column(thread); column < COLUMNS; column += next_column()) {
+        if (first + column > last) {
+            return;
+        }
+        let product = total(0u, thread, column);
+        for (var i = 0u; i < 4u; i += 1u) {
+            let row = tile * TILE_ROWS + (thread % 4u) * 4u + i;
+            if (row < params.rows) {
+                let r = params.first_row + row;
+                let at = (first + column) * params.y_stride + r;
+                var value = product[i];
+                if (EPILOGUE == BIAS) {
+                    value += bias[params.bias_at + r];
+                } else if (EPILOGUE == ADD) {
+                    value += y[at];
+                }
+                y[at] = value;
             }
-            y[at] = value;
         }
     }
 }

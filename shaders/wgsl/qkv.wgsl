@@ -1,8 +1,8 @@
 // Query, key and value of few rows in one go: products of one input with three matrices,
 // bias, RoPE, the query stored and key and value appended to the KV cache.
 //
-// One workgroup per 16-row tile (HALF_SPLIT: two tiles of a head, whose rows are turned
-// together) and COLUMNS rows of activations; the tiles of q, k and v follow each other.
+// One workgroup per unit (or two): a 16-row tile, or with HALF_SPLIT two tiles of a head,
+// whose rows are turned together; and COLUMNS rows of activations; the tiles of q, k and v follow each other.
 // x [T, D], query [T, H·hd] f32, rows at a stride of whole vec4s; biases [(H + 2K)·hd] where
 // BIASED; kv as common/rope.wgsl. HALF_SPLIT needs hd % 32 = 0, ADJACENT an even hd.
 // Numerics: common/lanes.wgsl, then one add of the bias, then the rotation.
@@ -58,23 +58,21 @@ fn words(matrix: u32, i: u32) -> vec4<u32> {
 #include "rope.wgsl"
 
 fn sums_of(matrix: u32, tile: u32, thread: u32, first: u32, last: u32) -> Sums {
-    let quad = thread % 4u;
-    let lane = thread / 4u;
     if (matrix == QUERY) {
-        return lane_sums(
+        return sum_lanes(
             QUERY, LAYOUT, params.query_base, params.query_rows, params.cols, params.x_stride,
-            tile, quad, lane, first, last,
+            tile, thread, first, last,
         );
     }
     if (matrix == KEY) {
-        return lane_sums(
+        return sum_lanes(
             KEY, LAYOUT_K, params.key_base, params.kv_rows, params.cols, params.x_stride,
-            tile, quad, lane, first, last,
+            tile, thread, first, last,
         );
     }
-    return lane_sums(
+    return sum_lanes(
         VALUE, LAYOUT_V, params.value_base, params.kv_rows, params.cols, params.x_stride,
-        tile, quad, lane, first, last,
+        tile, thread, first, last,
     );
 }
 
@@ -113,7 +111,57 @@ fn biases(matrix: u32, row: u32, rows: u32) -> vec4<f32> {
     return b;
 }
 
-@compute @workgroup_size(64)
+// Bias, rotation and store of four rows (of both tiles) of one column.
+fn finish(
+    matrix: u32,
+    tile: u32,
+    half_tiles: u32,
+    rows: u32,
+    thread: u32,
+    t: u32,
+    column: u32,
+) {
+    let row = tile * TILE_ROWS + (thread % 4u) * 4u;
+    let hd = params.head_dim;
+    var a = total(0u, thread, column);
+    if (BIASED == 1u) {
+        a += biases(matrix, row, rows);
+    }
+    if (PAIRS == ADJACENT) {
+        for (var i = 0u; i < 4u; i += 2u) {
+            if (row + i < rows) {
+                var v = vec2<f32>(a[i], a[i + 1u]);
+                if (matrix != VALUE) {
+                    v = rotate(v, turn(t, ((row + i) % hd) / 2u, hd));
+                }
+                put(matrix, t, row + i, v);
+            }
+        }
+        return;
+    }
+    let row_b = row + half_tiles * TILE_ROWS;
+    // Rows are a multiple of 32: both halves' exist, or neither (a workgroup's second unit).
+    if (row_b >= rows) {
+        return;
+    }
+    var b = total(1u, thread, column);
+    if (BIASED == 1u) {
+        b += biases(matrix, row_b, rows);
+    }
+    if (matrix != VALUE) {
+        for (var i = 0u; i < 4u; i += 1u) {
+            let turned = rotate(vec2<f32>(a[i], b[i]), turn(t, (row + i) % hd, hd));
+            a[i] = turned.x;
+            b[i] = turned.y;
+        }
+    }
+    put(matrix, t, row, a.xy);
+    put(matrix, t, row + 2u, a.zw);
+    put(matrix, t, row_b, b.xy);
+    put(matrix, t, row_b + 2u, b.zw);
+}
+
+@compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
@@ -124,7 +172,7 @@ fn main(
     let query_units = (params.query_rows + TILE_ROWS - 1u) / TILE_ROWS / tiles_each;
     let kv_units = (params.kv_rows + TILE_ROWS - 1u) / TILE_ROWS / tiles_each;
     var matrix = QUERY;
-    var unit = group.x;
+    var unit = unit_of(group.x, thread);
     var rows = params.query_rows;
     if (unit >= query_units) {
         matrix = KEY;
@@ -145,46 +193,11 @@ fn main(
     if (PAIRS == HALF_SPLIT) {
         put_sums(1u, thread, sums_of(matrix, tile + half_tiles, thread, first, last));
     }
-    workgroupBarrier();
-    let quad = thread % 4u;
-    let column = thread / 4u;
-    let t = first + column;
-    if (column >= COLUMNS || t > last) {
-        return;
-    }
-    let row = tile * TILE_ROWS + quad * 4u;
-    var a = total(0u, quad, column);
-    if (BIASED == 1u) {
-        a += biases(matrix, row, rows);
-    }
-    let hd = params.head_dim;
-    if (PAIRS == ADJACENT) {
-        for (var i = 0u; i < 4u; i += 2u) {
-            if (row + i < rows) {
-                var v = vec2<f32>(a[i], a[i + 1u]);
-                if (matrix != VALUE) {
-                    v = rotate(v, turn(t, ((row + i) % hd) / 2u, hd));
-                }
-                put(matrix, t, row + i, v);
-            }
+    wait_for_sums();
+    for (var column = first_column(thread); column < COLUMNS; column += next_column()) {
+        if (first + column > last) {
+            return;
         }
-        return;
+        finish(matrix, tile, half_tiles, rows, thread, first + column, column);
     }
-    // Both halves' rows exist: rows are a multiple of 32.
-    let row_b = row + half_tiles * TILE_ROWS;
-    var b = total(1u, quad, column);
-    if (BIASED == 1u) {
-        b += biases(matrix, row_b, rows);
-    }
-    if (matrix != VALUE) {
-        for (var i = 0u; i < 4u; i += 1u) {
-            let turned = rotate(vec2<f32>(a[i], b[i]), turn(t, (row + i) % hd, hd));
-            a[i] = turned.x;
-            b[i] = turned.y;
-        }
-    }
-    put(matrix, t, row, a.xy);
-    put(matrix, t, row + 2u, a.zw);
-    put(matrix, t, row_b, b.xy);
-    put(matrix, t, row_b + 2u, b.zw);
 }

@@ -1,12 +1,17 @@
 // One 16-row tile of a matrix times up to 4 columns of activations: 64 invocations, 4 row
-// quads by 16 lanes.
+// quads by 16 lanes. Where an adapter computes on the CPU, an invocation walks all lanes of
+// its quad instead (THREADS 8, two tiles a workgroup): a workgroup of many invocations that
+// wait for each other is costly there.
 //
 // THE ORDER OF A PRODUCT, the same in every kernel and for any number of columns: column c
 // belongs to lane (c / 8) mod 16; a lane starts at +0 and takes its columns ascending, each
-// with one fma; the 16 lane sums are added up from lane 0 to lane 15. Columns beyond the
+// with one fma; the 16 lane sums are added to +0 from lane 0 to lane 15. Columns beyond the
 // matrix (of the last 8) count as 0·0.
 const LANES: u32 = 16u;
 const COLUMNS_MAX: u32 = 4u;
+
+// Invocations of a workgroup: 64, or fewer that walk the lanes.
+override THREADS: u32 = 64u;
 
 // How many columns share a weight: 1, 2 or 4.
 override COLUMNS: u32 = 4u;
@@ -116,11 +121,54 @@ fn lane_sums(
     return sums;
 }
 
-// Lane sums on their way to their total: tile (of the workgroup's) · column · thread.
+// Lane sums on their way to their total: slot · column · thread.
 var<workgroup> lane_totals: array<vec4<f32>, LANE_TOTALS>;
 
-fn put_sums(tile: u32, thread: u32, sums: Sums) {
-    let at = tile * 64u * COLUMNS_MAX + thread;
+// The tile, or pair of tiles, that an invocation works on.
+fn unit_of(group: u32, thread: u32) -> u32 {
+    if (THREADS == 64u) {
+        return group;
+    }
+    return group * (THREADS / 4u) + thread / 4u;
+}
+
+// An invocation's part of a tile's sums: its lane's, or all of them, added up.
+fn sum_lanes(
+    matrix: u32,
+    form: u32,
+    base: u32,
+    rows: u32,
+    cols: u32,
+    stride: u32,
+    tile: u32,
+    thread: u32,
+    first: u32,
+    last: u32,
+) -> Sums {
+    var totals: Sums;
+    var lane = 0u;
+    var end = LANES;
+    if (THREADS == 64u) {
+        lane = thread / 4u;
+        end = lane + 1u;
+    }
+    for (; lane < end; lane += 1u) {
+        let sums = lane_sums(
+            matrix, form, base, rows, cols, stride, tile, thread % 4u, lane, first, last,
+        );
+        if (THREADS == 64u) {
+            return sums;
+        }
+        totals.c0 += sums.c0;
+        totals.c1 += sums.c1;
+        totals.c2 += sums.c2;
+        totals.c3 += sums.c3;
+    }
+    return totals;
+}
+
+fn put_sums(slot: u32, thread: u32, sums: Sums) {
+    let at = slot * 64u * COLUMNS_MAX + thread;
     lane_totals[at] = sums.c0;
     if (COLUMNS > 1u) {
         lane_totals[at + 64u] = sums.c1;
@@ -131,12 +179,37 @@ fn put_sums(tile: u32, thread: u32, sums: Sums) {
     }
 }
 
-// The product of 4 rows with one column, after a barrier. Threads are lane · 4 + quad.
-fn total(tile: u32, quad: u32, column: u32) -> vec4<f32> {
-    let at = (tile * COLUMNS_MAX + column) * 64u + quad;
-    var sum = lane_totals[at];
-    for (var lane = 1u; lane < LANES; lane += 1u) {
-        sum += lane_totals[at + lane * 4u];
+// Waits for all lanes' sums.
+fn wait_for_sums() {
+    if (THREADS == 64u) {
+        workgroupBarrier();
+    }
+}
+
+// The first column that an invocation finishes, and how far the next one is.
+fn first_column(thread: u32) -> u32 {
+    if (THREADS == 64u) {
+        return thread / 4u;
+    }
+    return 0u;
+}
+
+fn next_column() -> u32 {
+    if (THREADS == 64u) {
+        return 16u;
+    }
+    return 1u;
+}
+
+// The product of the invocation's 4 rows with one column. Threads are lane · 4 + quad.
+fn total(slot: u32, thread: u32, column: u32) -> vec4<f32> {
+    let at = (slot * COLUMNS_MAX + column) * 64u;
+    if (THREADS != 64u) {
+        return lane_totals[at + thread];
+    }
+    var sum = vec4<f32>(0.0);
+    for (var lane = 0u; lane < LANES; lane += 1u) {
+        sum += lane_totals[at + lane * 4u + thread % 4u];
     }
     return sum;
 }

@@ -42,8 +42,10 @@ impl Kernels {
         let one_row = self.rows_fit(1).expect("the query heads of one K/V head fit a workgroup");
         let split = vec![self.attend(true, 1, one_row, kv, scratch), self.combine(scratch)];
         let short = vec![self.attend(false, 1, one_row, kv, scratch)];
-        let (rows, quads) =
-            [8, 4, 2].into_iter().find_map(|n| Some((n, self.rows_fit(n)?))).unwrap_or((1, one_row));
+        let (rows, quads) = [8, 4, 2]
+            .into_iter()
+            .find_map(|n| Some((n, self.rows_fit(n)?)))
+            .unwrap_or((1, one_row));
         let keys_max = attention::SPLIT_KEYS;
         Op {
             rows: Rows::All,

@@ -5,7 +5,7 @@ use model::layout::TENSOR_ALIGN;
 
 use super::readback::read;
 use super::step::StepData;
-use super::types::{GpuMatrix, GpuVector, Piece, Place, Scratch, Shapes, row_stride};
+use super::types::{GpuMatrix, GpuVector, Piece, Place, Scratch, Shapes, Variant, row_stride};
 use super::{Op, kv_page_words, partials_bytes};
 
 /// What buffers are filled with beforehand: a NaN that no kernel makes by itself.
@@ -82,10 +82,11 @@ impl Random {
     }
 }
 
-/// A device and its queue.
+/// A device, its queue, and the variant of the kernels to run there.
 pub(super) struct Lab<'a> {
     pub(super) device: &'a wgpu::Device,
     pub(super) queue: &'a wgpu::Queue,
+    pub(super) variant: Variant,
 }
 
 impl Lab<'_> {

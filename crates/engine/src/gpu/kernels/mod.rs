@@ -88,10 +88,8 @@ impl Kernels {
             view.copy_from_slice(params);
         }
         uniform.unmap();
-        let mut entries = vec![wgpu::BindGroupEntry {
-            binding: PARAMS,
-            resource: uniform.as_entire_binding(),
-        }];
+        let mut entries =
+            vec![wgpu::BindGroupEntry { binding: PARAMS, resource: uniform.as_entire_binding() }];
         entries.extend(buffers.iter().map(|(binding, resource)| wgpu::BindGroupEntry {
             binding: *binding,
             resource: resource.clone(),

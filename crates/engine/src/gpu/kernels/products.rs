@@ -4,11 +4,13 @@ use model::manifest::RopePairs;
 use shaders::{gate_up, matmul, matvec, qkv, rope_append, swiglu};
 
 use super::op::{Dispatch, Groups, Op, Way};
-use super::types::{Epilogue, GpuMatrix, GpuVector, Rows, Scratch, row_stride};
+use super::types::{Epilogue, GpuMatrix, GpuVector, Rows, Scratch, Variant, row_stride};
 use super::{Kernels, MATVEC_ROWS_MAX, any_shape, few_rows, layout_number};
 
 /// Invocations of a workgroup of the elementwise kernels.
 const THREADS: u32 = 64;
+/// Row quads of a tile.
+const QUADS: u32 = matvec::TILE_ROWS / 4;
 /// Rows up to which columns go one by one, then four share the weights.
 const COLUMNS: [(u32, u32); 2] = [(1, 1), (MATVEC_ROWS_MAX, matvec::COLUMNS_MAX)];
 
@@ -80,6 +82,7 @@ impl Kernels {
                     (matvec::overrides::EPILOGUE, epilogue_number(epilogue)),
                     (matvec::overrides::ROWS_AT, u32::from(rows == Rows::Kept)),
                     (matvec::overrides::COLUMNS, columns),
+                    (matvec::overrides::THREADS, self.variant.lane_threads()),
                 ],
                 &params.bytes(),
                 &[
@@ -90,7 +93,7 @@ impl Kernels {
                     (matvec::bindings::Y, y.as_entire_binding()),
                 ],
                 [
-                    Groups::Fixed(piece.rows.div_ceil(matvec::TILE_ROWS)),
+                    Groups::Fixed(self.lane_groups(piece.rows.div_ceil(matvec::TILE_ROWS))),
                     Groups::PerRows(rows, columns),
                     Groups::Fixed(1),
                 ],
@@ -152,6 +155,15 @@ impl Kernels {
         dispatches.collect()
     }
 
+    /// Workgroups for so many tiles (or pairs of them): an invocation per lane and row quad,
+    /// or one per row quad.
+    fn lane_groups(&self, units: u32) -> u32 {
+        match self.variant {
+            Variant::Base => units,
+            Variant::Serial => units.div_ceil(self.variant.lane_threads() / QUADS),
+        }
+    }
+
     /// q, k and v of `normed`, plus biases, rotated; the query into `query`, key and value
     /// appended to the layer's cache `kv`, see [`super::kv_page_words`]. `biases` are the
     /// three vectors joined, `[(H + 2K)·hd]`.
@@ -167,15 +179,17 @@ impl Kernels {
         scratch: &Scratch,
     ) -> Op {
         let mut separate = [Vec::new(), Vec::new(), Vec::new()];
-        let outputs =
-            [(q, &scratch.query, 0), (k, &scratch.key, q.rows), (v, &scratch.value, q.rows + k.rows)];
+        let outputs = [
+            (q, &scratch.query, 0),
+            (k, &scratch.key, q.rows),
+            (v, &scratch.value, q.rows + k.rows),
+        ];
         for (matrix, output, first) in outputs {
             let epilogue = match biases {
                 Some(vector) => Epilogue::Bias { vector: vector.clone(), first },
                 None => Epilogue::Store,
             };
-            let op =
-                self.product(matrix, &scratch.normed, output, &epilogue, Rows::All, scratch);
+            let op = self.product(matrix, &scratch.normed, output, &epilogue, Rows::All, scratch);
             for (all, way) in separate.iter_mut().zip(op.ways) {
                 all.extend(way.dispatches);
             }
@@ -191,7 +205,8 @@ impl Kernels {
             RopePairs::HalfSplit => hd.is_multiple_of(2 * qkv::TILE_ROWS),
         };
         let [one, some] = if fits && [q, k, v].iter().all(|m| m.pieces.len() == 1) {
-            COLUMNS.map(|(_, columns)| vec![self.fused_qkv([q, k, v], biases, kv, columns, scratch)])
+            COLUMNS
+                .map(|(_, columns)| vec![self.fused_qkv([q, k, v], biases, kv, columns, scratch)])
         } else {
             [one, some]
         };
@@ -212,8 +227,8 @@ impl Kernels {
         let (key_words, key_base) = self.bind_piece(k, &k.pieces[0]);
         let (value_words, value_base) = self.bind_piece(v, &v.pieces[0]);
         // Bound and not read where there are none.
-        let (bias, bias_at) = biases
-            .map_or_else(|| (scratch.normed.as_entire_binding(), 0), |b| self.bind_vector(b));
+        let (bias, bias_at) =
+            biases.map_or_else(|| (scratch.normed.as_entire_binding(), 0), |b| self.bind_vector(b));
         let params = qkv::Params {
             query_rows: q.rows,
             kv_rows: k.rows,
@@ -241,6 +256,7 @@ impl Kernels {
                 (qkv::overrides::PAIRS, pairs),
                 (qkv::overrides::BIASED, u32::from(biases.is_some())),
                 (qkv::overrides::COLUMNS, columns),
+                    (qkv::overrides::THREADS, self.variant.lane_threads()),
             ],
             &params.bytes(),
             &[
@@ -254,7 +270,7 @@ impl Kernels {
                 (qkv::bindings::KV, kv.as_entire_binding()),
             ],
             [
-                Groups::Fixed(tiles / tiles_each),
+                Groups::Fixed(self.lane_groups(tiles / tiles_each)),
                 Groups::PerRows(Rows::All, columns),
                 Groups::Fixed(1),
             ],
@@ -358,6 +374,7 @@ impl Kernels {
                     (gate_up::overrides::LAYOUT, layout_number(gate.layout)),
                     (gate_up::overrides::LAYOUT_UP, layout_number(up.layout)),
                     (gate_up::overrides::COLUMNS, columns),
+                    (gate_up::overrides::THREADS, self.variant.lane_threads()),
                 ],
                 &params.bytes(),
                 &[
@@ -368,7 +385,7 @@ impl Kernels {
                     (gate_up::bindings::Y, scratch.gate.as_entire_binding()),
                 ],
                 [
-                    Groups::Fixed(gate_piece.rows.div_ceil(gate_up::TILE_ROWS)),
+                    Groups::Fixed(self.lane_groups(gate_piece.rows.div_ceil(gate_up::TILE_ROWS))),
                     Groups::PerRows(Rows::All, columns),
                     Groups::Fixed(1),
                 ],

@@ -31,11 +31,11 @@ pub async fn self_test(
     if let Some(reason) = variant.unsupported(device) {
         return Err(reason);
     }
-    let lab = Lab { device, queue };
+    let lab = Lab { device, queue, variant };
     for layout in [Layout::Q4M, Layout::Q6K] {
-        product(&lab, variant, layout).await.map_err(|e| format!("{layout:?} product: {e}"))?;
+        product(&lab, layout).await.map_err(|e| format!("{layout:?} product: {e}"))?;
     }
-    attention(&lab, variant).await.map_err(|e| format!("attention: {e}"))
+    attention(&lab).await.map_err(|e| format!("attention: {e}"))
 }
 
 fn step(positions: std::ops::Range<u32>, table: Vec<u32>) -> StepData {
@@ -59,14 +59,14 @@ fn shapes(d_model: u32, vocab: u32, heads: u32, head_dim: u32) -> Shapes {
     Shapes { d_model, heads, kv_heads: 1, head_dim, d_ff: 4, vocab, pairs, rms_eps }
 }
 
-async fn product(lab: &Lab<'_>, variant: Variant, layout: Layout) -> Result<(), String> {
+async fn product(lab: &Lab<'_>, layout: Layout) -> Result<(), String> {
     let (rows, cols) = PRODUCT;
     let (r, c, t) = (rows as usize, cols as usize, 20);
     let mut random = Random::new(1);
     let bytes = random.matrix(layout, rows, cols);
     let x = random.floats(t * c);
     let shapes = shapes(cols, rows, 1, 2);
-    let kernels = Kernels::new(lab.device, variant, shapes);
+    let kernels = Kernels::new(lab.device, lab.variant, shapes);
     let matrix = lab.matrix(layout, rows, cols, &bytes, rows);
     let mut results = Vec::new();
     for count in [t, 1] {
@@ -91,7 +91,7 @@ async fn product(lab: &Lab<'_>, variant: Variant, layout: Layout) -> Result<(), 
     same(&results[1], &results[0][..r])
 }
 
-async fn attention(lab: &Lab<'_>, variant: Variant) -> Result<(), String> {
+async fn attention(lab: &Lab<'_>) -> Result<(), String> {
     let (heads, hd, keys) = ATTENTION;
     let shapes = shapes(4, 4, heads, hd);
     let (width, t) = ((heads * hd) as usize, 20u32);
@@ -114,7 +114,7 @@ async fn attention(lab: &Lab<'_>, variant: Variant) -> Result<(), String> {
     let kv = lab.kv(&shapes, pages);
     lab.write_words(&kv, &words);
     let queries = random.floats(t as usize * width);
-    let kernels = Kernels::new(lab.device, variant, shapes);
+    let kernels = Kernels::new(lab.device, lab.variant, shapes);
     let mut results = Vec::new();
     for count in [t, 1] {
         let scratch = lab.scratch(&shapes, count, keys);

@@ -102,21 +102,37 @@ pub enum Variant {
     /// f32, no optional feature, 16 KiB of workgroup memory, 256 invocations: runs on
     /// everything that has WebGPU.
     Base,
+    /// The same for adapters that compute on the CPU: an invocation adds up a row by itself
+    /// where few columns are multiplied. The results are those of `Base`, to the bit.
+    Serial,
 }
 
 impl Variant {
     /// All, best last.
-    pub const ALL: [Variant; 1] = [Variant::Base];
+    pub const ALL: [Variant; 2] = [Variant::Base, Variant::Serial];
 
     /// Its name, for people.
     pub const fn name(self) -> &'static str {
         match self {
             Variant::Base => "base",
+            Variant::Serial => "serial",
         }
     }
 
-    /// Why this device cannot run it, if it cannot.
+    /// Invocations of a workgroup that multiplies few columns.
+    pub(super) const fn lane_threads(self) -> u32 {
+        match self {
+            Variant::Base => 64,
+            Variant::Serial => 8,
+        }
+    }
+
+    /// Why this device does not run it, if it does not.
     pub fn unsupported(self, device: &wgpu::Device) -> Option<String> {
+        let device_type = device.adapter_info().device_type;
+        if self == Variant::Serial && device_type != wgpu::DeviceType::Cpu {
+            return Some("it is for adapters that compute on the CPU".to_owned());
+        }
         let limits = device.limits();
         let needs = [
             ("workgroup memory", limits.max_compute_workgroup_storage_size, 16 << 10),

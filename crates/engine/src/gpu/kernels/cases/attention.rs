@@ -7,7 +7,7 @@ use super::Runner;
 use super::compare::{ULP, same_bits, take_rows, within};
 use crate::gpu::kernels::lab::{Lab, Random};
 use crate::gpu::kernels::{
-    Kernels, Shapes, StepData, StepRow, Variant, attention::SPLIT_ROWS_MAX, kv_page_words,
+    Kernels, Shapes, StepData, StepRow, attention::SPLIT_ROWS_MAX, kv_page_words,
 };
 
 /// Pages of the layer's cache.
@@ -122,7 +122,7 @@ async fn attention(lab: &Lab<'_>, heads: u32, kv_heads: u32, head_dim: u32) -> R
     let score = 3.0 * (head_dim as f32).sqrt();
     let bound = 2.0 * (head_dim as f32 * score + KEYS_MAX as f32 / 16.0 + 40.0) * ULP;
 
-    let kernels = Kernels::new(lab.device, Variant::Base, shapes);
+    let kernels = Kernels::new(lab.device, lab.variant, shapes);
     let mut whole = Vec::new();
     for count in [t, SPLIT_ROWS_MAX as usize, 17, 3, 1] {
         let mut got = Vec::new();
@@ -166,7 +166,7 @@ async fn faults(lab: &Lab<'_>) -> Result<(), String> {
         };
         let mut queries = random.floats(rows as usize * width);
         queries[0] = f32::NAN; // The first row's first head.
-        let kernels = Kernels::new(lab.device, Variant::Base, shapes);
+        let kernels = Kernels::new(lab.device, lab.variant, shapes);
         let scratch = lab.scratch(&shapes, rows, KEYS_MAX);
         lab.write_rows(&scratch.query, width, &queries);
         lab.run(&[&kernels.attention(&kv, &scratch)], &step, &[], &scratch);

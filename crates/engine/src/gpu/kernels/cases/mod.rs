@@ -13,28 +13,33 @@ mod rows;
 use std::fmt::Write as _;
 
 use super::lab::Lab;
+use super::types::Variant;
 
 /// How a case went.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct CaseResult {
-    /// Op, layout, shape.
+    /// Variant, op, layout, shape.
     pub name: String,
     /// What was wrong.
     pub outcome: Result<(), String>,
 }
 
-/// Runs all cases whose name contains `filter`, in order.
-pub async fn run_all(
-    device: &wgpu::Device,
-    queue: &wgpu::Queue,
-    filter: &str,
-) -> Vec<CaseResult> {
-    let lab = Lab { device, queue };
+/// Runs all cases of a variant whose name contains `filter`, in order.
+pub async fn run_all(device: &wgpu::Device, queue: &wgpu::Queue, filter: &str) -> Vec<CaseResult> {
     let mut runner = Runner { filter: filter.to_owned(), results: Vec::new() };
-    products::run(&lab, &mut runner).await;
-    rows::run(&lab, &mut runner).await;
-    qkv::run(&lab, &mut runner).await;
-    attention::run(&lab, &mut runner).await;
+    for variant in Variant::ALL {
+        if variant.unsupported(device).is_some() {
+            continue;
+        }
+        let lab = Lab { device, queue, variant };
+        products::run(&lab, &mut runner).await;
+        qkv::run(&lab, &mut runner).await;
+        // What follows is the same in all variants.
+        if variant == Variant::Base {
+            rows::run(&lab, &mut runner).await;
+            attention::run(&lab, &mut runner).await;
+        }
+    }
     runner.results
 }
 
@@ -49,6 +54,7 @@ impl Runner {
     where
         F: AsyncFnOnce() -> Result<(), String>,
     {
+        let name = format!("{} {name}", lab.variant.name());
         if !name.contains(&self.filter) {
             return;
         }

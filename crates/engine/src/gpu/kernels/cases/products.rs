@@ -10,7 +10,7 @@ use super::Runner;
 use super::compare::{ULP, same_bits, take_rows, within};
 use crate::gpu::kernels::lab::{Lab, Random};
 use crate::gpu::kernels::{
-    Epilogue, Kernels, MATVEC_ROWS_MAX, Rows, Shapes, StepData, StepRow, Variant,
+    Epilogue, Kernels, MATVEC_ROWS_MAX, Rows, Shapes, StepData, StepRow,
 };
 
 const LAYOUTS: [Layout; 8] = [
@@ -26,7 +26,8 @@ const LAYOUTS: [Layout; 8] = [
 /// Rows of the largest step: two tiles of the matrix-matrix kernel, the second one partial.
 const STEP_ROWS: usize = 70;
 /// Other companies: first row and rows.
-const COMPANIES: [(usize, usize); 7] = [(0, 1), (69, 1), (3, 2), (10, 3), (5, 4), (20, 5), (50, 17)];
+const COMPANIES: [(usize, usize); 7] =
+    [(0, 1), (69, 1), (3, 2), (10, 3), (5, 4), (20, 5), (50, 17)];
 
 /// Shapes that products alone need.
 pub(super) fn plain_shapes(d_model: u32, d_ff: u32, vocab: u32) -> Shapes {
@@ -110,9 +111,7 @@ pub(super) async fn run(lab: &Lab<'_>, runner: &mut Runner) {
     for (name, kind) in [("bias", Kind::Bias), ("add", Kind::Add)] {
         for (layout, rows, cols) in [(Layout::Q8, 50, 96), (Layout::F16, 70, 24)] {
             let name = format!("product {layout:?} [{rows}, {cols}] {name} in pieces");
-            runner
-                .case(lab, name, async || product(lab, layout, rows, cols, 7, kind).await)
-                .await;
+            runner.case(lab, name, async || product(lab, layout, rows, cols, 7, kind).await).await;
         }
     }
     for (gate, up, rows, cols) in [
@@ -158,7 +157,7 @@ async fn product(
     }
 
     let shapes = plain_shapes(cols, 4, rows);
-    let kernels = Kernels::new(lab.device, Variant::Base, shapes);
+    let kernels = Kernels::new(lab.device, lab.variant, shapes);
     let piece_rows = if kind == Kind::Store { rows } else { 32 };
     let matrix = lab.matrix(layout, rows, cols, &bytes, piece_rows);
     let epilogue = match kind {
@@ -206,7 +205,7 @@ async fn gate_up(lab: &Lab<'_>, layouts: [Layout; 2], rows: u32, cols: u32) -> R
     let x = random.floats(STEP_ROWS * cols as usize);
     let bytes = layouts.map(|layout| random.matrix(layout, rows, cols));
     let shapes = plain_shapes(cols, rows, 4);
-    let kernels = Kernels::new(lab.device, Variant::Base, shapes);
+    let kernels = Kernels::new(lab.device, lab.variant, shapes);
     let mut matrices = Vec::new();
     let mut results = Vec::new();
     for (layout, bytes) in layouts.into_iter().zip(&bytes) {

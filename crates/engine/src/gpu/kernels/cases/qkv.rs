@@ -10,7 +10,7 @@ use super::compare::{ULP, same_bits, take_rows, within};
 use super::products::{dequantised, expected, largest_min};
 use crate::gpu::kernels::lab::{Lab, Random, UNWRITTEN};
 use crate::gpu::kernels::{
-    Kernels, MATVEC_ROWS_MAX, Shapes, StepData, StepRow, Variant, kv_page_words,
+    Kernels, MATVEC_ROWS_MAX, Shapes, StepData, StepRow, kv_page_words,
 };
 
 /// Largest relative error of rounding to f16, either way.
@@ -123,7 +123,7 @@ async fn qkv(lab: &Lab<'_>, case: &Case) -> Result<(), String> {
         first += rows as usize;
     }
 
-    let kernels = Kernels::new(lab.device, Variant::Base, shapes);
+    let kernels = Kernels::new(lab.device, lab.variant, shapes);
     let matrices: Vec<_> = (0..3)
         .map(|i| lab.matrix(case.layouts[i], widths[i], case.d_model, &bytes[i], widths[i]))
         .collect();

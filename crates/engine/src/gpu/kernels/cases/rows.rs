@@ -6,7 +6,7 @@ use super::Runner;
 use super::compare::{ULP, take_rows, within};
 use super::products::{dequantised, largest_min, plain_shapes, plain_step};
 use crate::gpu::kernels::lab::{Lab, Random};
-use crate::gpu::kernels::{Kernels, Rows, Variant};
+use crate::gpu::kernels::{Kernels, Rows};
 
 pub(super) async fn run(lab: &Lab<'_>, runner: &mut Runner) {
     for (layout, vocab, width) in [
@@ -36,7 +36,7 @@ async fn embed(lab: &Lab<'_>, layout: Layout, vocab: u32, width: u32) -> Result<
     let tokens = [0, vocab - 1, 15, 16, 31, 32, 33, 0];
     let want: Vec<f32> = tokens.iter().flat_map(|&t| weights[t as usize].clone()).collect();
     let shapes = plain_shapes(width, 4, 4);
-    let kernels = Kernels::new(lab.device, Variant::Base, shapes);
+    let kernels = Kernels::new(lab.device, lab.variant, shapes);
     let scratch = lab.scratch(&shapes, tokens.len() as u32, 64);
     let op = kernels.embed(&lab.matrix(layout, vocab, width, &bytes, 32), &scratch);
     let mut step = plain_step(tokens.len());
@@ -69,7 +69,7 @@ async fn rms_norm(lab: &Lab<'_>, width: u32, rows: Rows) -> Result<(), String> {
             numerics::norm::rms_norm(row, &gain, shapes.rms_eps).expect("finite")
         })
         .collect();
-    let kernels = Kernels::new(lab.device, Variant::Base, shapes);
+    let kernels = Kernels::new(lab.device, lab.variant, shapes);
     let scratch = lab.scratch(&shapes, STEP_ROWS as u32, 64);
     let op = kernels.rms_norm(&lab.vector(&gain), rows, &scratch);
     lab.write_rows(&scratch.hidden, w, &x);
