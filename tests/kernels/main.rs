@@ -4,6 +4,7 @@
 //! are filled with NaN beforehand, and guard words lie behind them.
 
 mod attention;
+mod crew;
 mod faults;
 mod guard;
 mod products;

@@ -7,6 +7,8 @@ use std::time::Duration;
 
 mod page;
 
+/// The one that a tab's worker is built with.
+const PROFILE: &str = "wasm-release";
 /// The longest run in a browser.
 const PAGE_MAX: Duration = Duration::from_secs(600);
 
@@ -52,7 +54,7 @@ impl Build {
         let target = scratch.join("wasm").join(self.name());
         let cargo = std::env::var_os("CARGO").unwrap_or_else(|| "cargo".into());
         let status = Command::new(cargo)
-            .args(["build", "--release", "--locked", "--package", "wasm-tests"])
+            .args(["build", "--profile", PROFILE, "--locked", "--package", "wasm-tests"])
             .args(["--target", "wasm32-unknown-unknown", "--target-dir"])
             .arg(&target)
             .env("RUSTFLAGS", self.flags())
@@ -61,7 +63,7 @@ impl Build {
             .status()
             .expect("cargo runs");
         assert!(status.success(), "{} does not build", self.name());
-        let built = target.join("wasm32-unknown-unknown/release/wasm_tests.wasm");
+        let built = target.join("wasm32-unknown-unknown").join(PROFILE).join("wasm_tests.wasm");
         let named = target.join(self.name()).with_extension("wasm");
         std::fs::copy(built, &named).expect("the module was built");
         named

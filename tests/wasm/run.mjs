@@ -97,10 +97,14 @@ export async function bench(files, say, { rounds = 3, prefill = 256, decode = 64
       let isa = 2;
       while (isa > 0 && !exports.bench_load(isa)) isa--;
       if (isa === 0) exports.bench_load(0);
+      // Without SIMD everything takes so long that less of it will do.
+      const [rows, tokens, steps] = isa === 0 ? [32, 8, 1] : [prefill, decode, 4];
       const figures = {
-        prefill: timed(prefill, () => exports.bench_prefill(prefill)),
-        decode: timed(decode, () => exports.bench_decode(decode)),
-        batch: timed(32, () => { for (let i = 0; i < 4; i++) exports.bench_batch(8, i); }),
+        prefill: timed(rows, () => exports.bench_prefill(rows)),
+        decode: timed(tokens, () => exports.bench_decode(tokens)),
+        batch: timed(8 * steps, () => {
+          for (let i = 0; i < steps; i++) exports.bench_batch(8, i);
+        }),
       };
       exports.log_clear();
       if (round > 0) for (const [key, value] of Object.entries(figures)) rates[key].push(value);

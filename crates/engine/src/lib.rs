@@ -4,9 +4,10 @@
 //!
 //! `steps` checks what comes in, `kv` keeps the sessions' keys and values, `plan` turns a
 //! span of parts into commands, `run` executes them, `cpu` holds the kernels;
-//! `benchmark` measures them at a model's shapes. `gpu` is the same on GPUs.
+//! `benchmark` measures them at a model's shapes; `crew` lets several instances share them. `gpu` is the same on GPUs.
 
 mod benchmark;
+pub mod crew;
 mod cpu;
 #[cfg(feature = "gpu")]
 pub mod gpu;

@@ -1,6 +1,7 @@
 //! Executes a plan on the CPU: one pass of at most [`PASS_ROWS_MAX`] rows at a time.
 
 use std::ops::Range;
+use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use model::manifest::Dims;
@@ -13,6 +14,7 @@ use crate::cpu::product::{Activations, lookup, product, tiles};
 use crate::cpu::quants::Quants;
 use crate::cpu::rows::RowsMut;
 use crate::cpu::{Element, Isa, append, elementwise};
+use crate::crew::{self, Chief};
 use crate::kv::Kv;
 use crate::plan::{Buffer, Command, Factor};
 use crate::pool::Pool;
@@ -52,6 +54,8 @@ pub(crate) struct Machine {
     pub(crate) weights: Weights,
     pub(crate) plan: Vec<Command>,
     pub(crate) pool: Pool,
+    /// Helpers, where there are any.
+    pub(crate) chief: Mutex<Option<Chief>>,
 }
 
 /// Buffers of a pass, grown to the widest one and reused.
@@ -118,6 +122,7 @@ impl Machine {
         let blame = |kept: &Option<Vec<usize>>, RowFault(row): RowFault| {
             RowFault(kept.as_ref().map_or(row, |kept| kept[row]))
         };
+        let mut products = 0; // so far
         for command in &self.plan {
             match command {
                 Command::Embed { table } => {
@@ -132,7 +137,10 @@ impl Machine {
                 Command::Quantise { input } => {
                     self.quantise(scratch, *input, rows).map_err(|fault| blame(&kept, fault))?
                 }
-                Command::Product { input, factors } => self.product(scratch, *input, factors, rows),
+                Command::Product { input, factors } => {
+                    self.product(scratch, *input, factors, products, rows);
+                    products += 1;
+                }
                 Command::Rope { buffer } => self.rope(scratch, *buffer, rows),
                 Command::Append { layer } => {
                     let kv = kv.as_deref_mut().expect("a shard with layers has a cache");
@@ -230,9 +238,16 @@ impl Machine {
         fault.result()
     }
 
-    fn product(&self, scratch: &mut Scratch, input: Buffer, factors: &[Factor], rows: usize) {
-        let matrices: Vec<&Matrix> =
-            factors.iter().map(|f| self.weights.matrix(f.matrix)).collect();
+    /// Product `number` of the plan.
+    fn product(
+        &self,
+        scratch: &mut Scratch,
+        input: Buffer,
+        factors: &[Factor],
+        number: usize,
+        rows: usize,
+    ) {
+        let matrices = crew::matrices(&self.weights, factors);
         let mut results: Vec<Vec<f32>> = factors
             .iter()
             .zip(&matrices)
@@ -240,31 +255,34 @@ impl Machine {
             .collect();
         let outputs: Vec<RowsMut<'_>> =
             results.iter_mut().zip(&matrices).map(|(r, m)| RowsMut::new(r, rows, m.rows)).collect();
+        let biases: Vec<Option<&[f32]>> =
+            factors.iter().map(|f| f.bias.map(|b| self.weights.vector(b))).collect();
         let exact = Activations::Exact(&scratch.buffers[input as usize]);
-        let run = |index: usize, tiles: Range<usize>| {
+        let run = |(index, tiles): (usize, Range<usize>)| {
             let matrix = matrices[index];
             let quantised = self.class == Class::Canonical1 && matrix.layout.is_tiled();
             let x = if quantised { Activations::Quantised(&scratch.quants) } else { exact };
-            let bias = factors[index].bias.map(|b| self.weights.vector(b));
             // SAFETY: tasks take disjoint tiles, so they write disjoint rows.
-            unsafe { product(self.isa, matrix, tiles, x, rows, bias, outputs[index]) };
+            unsafe { product(self.isa, matrix, tiles, x, rows, biases[index], outputs[index]) };
         };
-        let total: usize = matrices.iter().map(|m| tiles(m)).sum();
-        let threads = self.pool.threads();
-        let tasks = if threads == 1 { 1 } else { (threads * TASKS_PER_THREAD).min(total) };
-        self.pool.run(tasks, &|i| {
-            // The matrices' tiles are numbered through; a task's share may touch several.
-            let share = chunk(total, tasks, i);
-            let mut first = 0;
-            for (index, matrix) in matrices.iter().enumerate() {
-                let end = first + tiles(matrix);
-                let (from, to) = (share.start.max(first), share.end.min(end));
-                if from < to {
-                    run(index, from - first..to - first);
-                }
-                first = end;
-            }
+        let mut chief = self.chief.lock().expect("no step panicked");
+        let helped = chief.as_mut().filter(|_| rows > 0).and_then(|c| {
+            c.begin(self.class, number, &matrices, &scratch.quants, rows).then_some(c)
         });
+        if let Some(chief) = helped {
+            chief.own(&matrices).into_iter().for_each(run);
+            // SAFETY: the chief's own tiles are done, and nobody else writes.
+            let left = unsafe { chief.finish(&matrices, &biases, rows, &outputs) };
+            left.into_iter().for_each(run);
+        } else {
+            let total: usize = matrices.iter().map(|m| tiles(m)).sum();
+            let threads = self.pool.threads();
+            let tasks = if threads == 1 { 1 } else { (threads * TASKS_PER_THREAD).min(total) };
+            self.pool.run(tasks, &|i| {
+                // The matrices' tiles are numbered through; a task's share may touch several.
+                crew::parts(&matrices, chunk(total, tasks, i)).into_iter().for_each(run);
+            });
+        }
         for (factor, result) in factors.iter().zip(results) {
             scratch.put(factor.output, result);
         }

@@ -1,12 +1,14 @@
 //! A loaded shard: the engine's whole contract.
 
 use std::ops::Range;
+use std::sync::Mutex;
 
 use model::Manifest;
 use model::manifest::RopePairs;
 use numerics::rope::Pairs;
 
 use crate::cpu::Element;
+use crate::crew::{Chief, Crew};
 use crate::kv::{Kv, PageShape};
 use crate::plan;
 use crate::pool::Pool;
@@ -78,8 +80,20 @@ impl Shard {
             plan: plan::compile(&weights, class),
             weights,
             pool: Pool::new(limits.threads as usize)?,
+            chief: Mutex::new(None),
         };
         Ok(Shard { machine, scratch: Scratch::default(), cache, pages_max: limits.kv_pages_max })
+    }
+
+    /// Takes on helpers that hold [`crate::crew::Share`]s of this manifest and span, made for
+    /// as many helpers as the crew has. Outputs stay what they were, to the bit.
+    pub fn take_on(&mut self, crew: Box<dyn Crew>) {
+        self.machine.chief = Mutex::new(Some(Chief::new(crew)));
+    }
+
+    /// Helpers that still answer.
+    pub fn helpers(&self) -> usize {
+        self.machine.chief.lock().expect("no step panicked").as_ref().map_or(0, Chief::helpers)
     }
 
     /// The numerics this shard computes in.

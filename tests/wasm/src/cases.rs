@@ -1,6 +1,6 @@
 //! The table of cases.
 
-use crate::{attention, faults, products, rows, sessions, shards};
+use crate::{attention, crew, faults, products, rows, sessions, shards};
 
 /// Name and test, as in `tests/kernels`.
 pub const CASES: &[(&str, fn())] = &[
@@ -8,6 +8,15 @@ pub const CASES: &[(&str, fn())] = &[
     (
         "attention::an_infinite_score_names_its_first_row",
         attention::an_infinite_score_names_its_first_row,
+    ),
+    ("crew::helpers_do_not_show", crew::helpers_do_not_show),
+    (
+        "crew::a_helper_that_falls_silent_is_made_up_for",
+        crew::a_helper_that_falls_silent_is_made_up_for,
+    ),
+    (
+        "crew::shares_add_up_and_refuse_what_is_not_theirs",
+        crew::shares_add_up_and_refuse_what_is_not_theirs,
     ),
     ("faults::steps_that_do_not_fit_are_refused", faults::steps_that_do_not_fit_are_refused),
     (

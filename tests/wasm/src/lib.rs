@@ -13,6 +13,8 @@ mod real;
 
 #[path = "../../kernels/attention.rs"]
 mod attention;
+#[path = "../../kernels/crew.rs"]
+mod crew;
 #[path = "../../kernels/faults.rs"]
 mod faults;
 #[path = "../../kernels/guard.rs"]

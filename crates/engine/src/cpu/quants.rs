@@ -19,6 +19,8 @@ pub struct QuantBlock {
     pub q: [i8; BLOCK],
 }
 
+const _: () = assert!(size_of::<QuantBlock>() == 48, "no padding");
+
 impl QuantBlock {
     /// Nothing but zeros.
     pub const ZERO: QuantBlock = QuantBlock { d: 0.0, s: 0.0, sums: [0; 2], q: [0; BLOCK] };
@@ -50,6 +52,30 @@ impl Quants {
     /// Row `t`, `[C / 32]`.
     pub(crate) fn row(&self, t: usize) -> &[QuantBlock] {
         &self.blocks[t * self.width..(t + 1) * self.width]
+    }
+
+    /// Appends the first `rows` rows to `bytes`, as they lie in memory.
+    pub(crate) fn extend_bytes(&self, rows: usize, bytes: &mut Vec<u8>) {
+        let blocks = &self.blocks[..rows * self.width];
+        // SAFETY: a QuantBlock is 48 bytes of numbers without padding.
+        let raw = unsafe {
+            std::slice::from_raw_parts(blocks.as_ptr().cast::<u8>(), size_of_val(blocks))
+        };
+        bytes.extend_from_slice(raw);
+    }
+
+    /// Takes `rows` rows that [`Quants::extend_bytes`] gave; `false` if the length is not
+    /// theirs.
+    pub(crate) fn copy_from_bytes(&mut self, rows: usize, bytes: &[u8]) -> bool {
+        let blocks = &mut self.blocks[..rows * self.width];
+        if size_of_val(blocks) != bytes.len() {
+            return false;
+        }
+        // SAFETY: as many bytes as asked for, into numbers that may have any bits.
+        unsafe {
+            std::ptr::copy_nonoverlapping(bytes.as_ptr(), blocks.as_mut_ptr().cast(), bytes.len());
+        }
+        true
     }
 
     /// For tasks that each quantise their own rows.
