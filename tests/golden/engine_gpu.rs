@@ -7,7 +7,7 @@
 use std::ops::Range;
 use std::sync::OnceLock;
 
-use engine::gpu::{Gpu, GpuChoice, GpuLimits, GpuShard, block_on};
+use engine::gpu::{Gpu, GpuChoice, GpuLimits, GpuShard, benchmark, block_on};
 use engine::{
     Class, Input, Isa, LoadError, Output, STEP_ROWS_MAX, Segment, StepError, kv_page_bytes,
 };
@@ -447,6 +447,20 @@ hidden += down
     assert_eq!(ends, "embed\nnorm\nlogits\n");
 }
 
+#[test]
+fn a_benchmark_measures_all_of_it() {
+    let Some(gpu) = gpu() else { return };
+    let start = std::time::Instant::now();
+    let clock = || start.elapsed().as_secs_f64() * 1e3;
+    let found = block_on(benchmark(&gpu, 3000.0, clock));
+    println!("{found:?}");
+    let rates = [found.bytes_per_s_1, found.bytes_per_s_8, found.gmacs_per_s, found.dispatch_us];
+    assert!(rates.iter().all(|&rate| rate.is_finite() && rate > 0.0), "{found:?}");
+    assert!(found.readback_ms_p50 > 0.0 && found.readback_ms_p95 >= found.readback_ms_p50);
+    assert!(found.memory_bytes >= 64 << 20 && found.took_ms <= clock(), "{found:?}");
+    assert_eq!(gpu.lost(), None);
+}
+
 /// The real model's file, converted.
 fn smollm2() -> (model::Manifest, model::MemoryBlobs) {
     let file = std::fs::read(tests::required_model()).expect("the model's file");
@@ -464,8 +478,9 @@ fn ids(value: &Value) -> Vec<u32> {
 /// Largest and mean difference to llama.cpp's f32 logits, over the ten highest of each step.
 /// What is left to f16 keys and values; exact-f32 with an f32 cache is within 0.001, and
 /// canonical-1 with 8-bit activations is 1.3 and 0.18 away.
-const GOLDEN_MAX: f64 = 0.05;
-const GOLDEN_MEAN: f64 = 0.01;
+/// On Mesa's lavapipe this measures 0.0061 and 0.0012.
+const GOLDEN_MAX: f64 = 0.02;
+const GOLDEN_MEAN: f64 = 0.004;
 /// Decode steps of each prompt: a software adapter takes about a second for one.
 const GOLDEN_STEPS: usize = 4;
 

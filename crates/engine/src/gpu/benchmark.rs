@@ -1,11 +1,20 @@
 //! What a device can do: the real kernels at real shapes, in under three seconds.
 //!
 //! Rates come from slopes, the time of much work less that of little, so that what a submit
-//! and a readback cost is not counted as computing. No figure is to be believed beyond a
-//! burst: live steps correct it.
+//! and a readback cost is not counted as computing. Several matrices take turns, so that no
+//! cache holds the weights of a fast device. Work grows until it can be timed and no submit
+//! takes longer than a frame or two. No figure is to be believed beyond a burst: live steps
+//! correct it.
+
+use model::Layout;
+use model::manifest::RopePairs;
 
 use super::device::Gpu;
 use super::handle::Handle;
+use super::kernels::{
+    Epilogue, GpuMatrix, GpuVector, Kernels, Op, Piece, Place, Rows, Scratch, Shapes, StepData,
+    StepRow, StepShape, row_stride,
+};
 use super::readback::Readback;
 
 /// What was measured. Figures that could not be are 0.
@@ -29,14 +38,256 @@ pub struct GpuBenchmark {
     pub took_ms: f64,
 }
 
+/// Shares of the budget after which a part of the benchmark begins nothing new.
+const READBACK_UNTIL: f64 = 0.15;
+const MATVEC_UNTIL: f64 = 0.45;
+const MATVEC_8_UNTIL: f64 = 0.65;
+const MATMUL_UNTIL: f64 = 0.8;
+const DISPATCH_UNTIL: f64 = 0.9;
+
 /// Times a small buffer is read back.
 const READBACKS: usize = 20;
 /// Its size, bytes.
 const READBACK_BYTES: u64 = 16 << 10;
-/// One buffer of the memory test, bytes.
-const MEMORY_BUFFER_BYTES: u64 = 64 << 20;
-/// All of them: more is allocated only when a shard is assigned.
-const MEMORY_BYTES_MAX: u64 = 512 << 20;
+/// Buffers of the memory test.
+const MEMORY_BUFFERS: u64 = 16;
+
+/// The layout of the weights: Q4_1 files, SmolLM2's.
+const LAYOUT: Layout = Layout::Q4M;
+/// Rows and columns of a matrix, for slow devices and for fast ones (an 8B model's width).
+const SIDES: [u32; 2] = [1024, 4096];
+/// Matrices that take turns.
+const MATRICES: usize = 16;
+/// Each byte of them: scales and mins of 0.065 as f16, quants of 12 and 2 by turns.
+const FILL: u8 = 0x2c;
+/// The mean weight that makes, d·7 + m.
+const WEIGHT: f64 = 0.065_185_546_875 * 8.0;
+/// Every activation.
+const ACTIVATION: f32 = 0.015_625;
+/// Rows of the prefill.
+const PREFILL_ROWS: u32 = 64;
+/// The larger of a slope's two works may take this long, ms.
+const SUBMIT_MS: f64 = 40.0;
+/// A device is fast that needs less for a small matrix, ms.
+const FAST_MS: f64 = 0.5;
+/// Dispatches of the smaller work, at most.
+const DISPATCHES_MAX: usize = 128;
+/// The larger work is so many times the smaller one.
+const LARGER: usize = 4;
+/// Samples of each work; the fastest counts.
+const SAMPLES: usize = 5;
+
+/// Measures a device. `clock` gives milliseconds from any start. Each part keeps to its share
+/// of `budget_ms` once it has one sample; what the device failed at stays 0.
+pub async fn benchmark(gpu: &Gpu, budget_ms: f64, clock: impl Fn() -> f64) -> GpuBenchmark {
+    let start = clock();
+    let until = |share: f64| start + budget_ms * share;
+    let mut found = GpuBenchmark::default();
+    if let Some((p50, p95)) = readback_ms(gpu, &clock, until(READBACK_UNTIL)).await {
+        (found.readback_ms_p50, found.readback_ms_p95) = (p50, p95);
+    }
+    // A failure leaves the rest at 0; whoever asked looks at `Gpu::lost`.
+    let _ = kernels(gpu, &clock, &until, &mut found).await;
+    found.memory_bytes = memory_bytes(gpu, &clock, until(1.0)).await;
+    found.took_ms = clock() - start;
+    found
+}
+
+async fn kernels(
+    gpu: &Gpu,
+    clock: &impl Fn() -> f64,
+    until: &impl Fn(f64) -> f64,
+    found: &mut GpuBenchmark,
+) -> Option<()> {
+    let mut lab = Lab::new(gpu, SIDES[0]).await?;
+    let mut ops = lab.products();
+    lab.step(1);
+    lab.once_ms(&ops, 1, clock).await?; // the first use compiles
+    let little = lab.once_ms(&ops, 1, clock).await?;
+    let more = lab.once_ms(&ops, LARGER, clock).await?;
+    if (more - little) / ((LARGER - 1) as f64) < FAST_MS {
+        // Where there is no room for the large ones, the small ones have to do.
+        if let Some(large) = Lab::new(gpu, SIDES[1]).await {
+            lab = large;
+            ops = lab.products();
+            lab.step(1);
+        }
+    }
+    let bytes = lab.matrix_bytes as f64;
+    let ms = lab.slope_ms(&ops, clock, until(MATVEC_UNTIL)).await?;
+    lab.check(lab.side).await?;
+    found.bytes_per_s_1 = bytes / ms * 1e3;
+    lab.step(8);
+    let ms = lab.slope_ms(&ops, clock, until(MATVEC_8_UNTIL)).await?;
+    lab.check(lab.side).await?;
+    found.bytes_per_s_8 = bytes / ms * 1e3;
+    // As many rows of the matrix as take a few milliseconds, if those 8 rows cost what 8
+    // times one does.
+    let rows = f64::from(lab.side) * (SUBMIT_MS / 8.0) / (ms * f64::from(PREFILL_ROWS / 8));
+    let rows = (rows.min(f64::from(lab.side)) as u32 / 64 * 64).max(64);
+    let part = [lab.product(&lab.matrix(0, rows))];
+    lab.step(PREFILL_ROWS);
+    let ms = lab.slope_ms(&part, clock, until(MATMUL_UNTIL)).await?;
+    lab.check(rows).await?;
+    let macs = f64::from(PREFILL_ROWS) * f64::from(rows) * f64::from(lab.side);
+    found.gmacs_per_s = macs / ms * 1e-6;
+    lab.step(1);
+    let tiny = [lab.tiny()];
+    found.dispatch_us = lab.slope_ms(&tiny, clock, until(DISPATCH_UNTIL)).await? * 1e3;
+    Some(())
+}
+
+/// Matrices and activations of a device under test.
+struct Lab<'a> {
+    handle: &'a Handle,
+    kernels: Kernels,
+    scratch: Scratch,
+    readback: Readback,
+    weights: Vec<wgpu::Buffer>,
+    side: u32,
+    matrix_bytes: u64,
+    /// Rows of a step.
+    rows: u32,
+}
+
+impl<'a> Lab<'a> {
+    /// `None` if there is no room for it.
+    async fn new(gpu: &'a Gpu, side: u32) -> Option<Lab<'a>> {
+        let handle = gpu.handle();
+        let shapes = Shapes {
+            d_model: side,
+            heads: 1,
+            kv_heads: 1,
+            head_dim: 32,
+            d_ff: side,
+            vocab: side,
+            pairs: RopePairs::Adjacent,
+            rms_eps: 1e-5,
+        };
+        let matrix_bytes = LAYOUT.matrix_bytes_u64(side, side).expect("whole cells");
+        let mut weights = Vec::new();
+        for _ in 0..MATRICES {
+            weights.push(storage_if_room(handle, matrix_bytes).await?);
+        }
+        let mut encoder = handle.device.create_command_encoder(&Default::default());
+        handle.queue.write_buffer(&weights[0], 0, &vec![FILL; matrix_bytes as usize]);
+        for buffer in &weights[1..] {
+            encoder.copy_buffer_to_buffer(&weights[0], 0, buffer, 0, matrix_bytes);
+        }
+        handle.queue.submit([encoder.finish()]);
+        let rows = u64::from(PREFILL_ROWS * row_stride(side)) * 4;
+        let unused = || storage(handle, 16);
+        let scratch = Scratch {
+            hidden: storage(handle, u64::from(row_stride(side)) * 4),
+            normed: storage(handle, rows),
+            gate: storage(handle, rows),
+            step: storage(handle, StepData::bytes_max(PREFILL_ROWS, 1, shapes.head_dim)),
+            query: unused(),
+            key: unused(),
+            value: unused(),
+            mixed: unused(),
+            up: unused(),
+            logits: unused(),
+            partials: unused(),
+        };
+        let x = ACTIVATION.to_le_bytes().repeat((PREFILL_ROWS * row_stride(side)) as usize);
+        handle.queue.write_buffer(&scratch.normed, 0, &x);
+        Some(Lab {
+            handle,
+            kernels: gpu.kernels(shapes),
+            scratch,
+            readback: Readback::new(handle),
+            weights,
+            side,
+            matrix_bytes,
+            rows: 0,
+        })
+    }
+
+    /// The first `rows` rows of a matrix.
+    fn matrix(&self, i: usize, rows: u32) -> GpuMatrix {
+        let place = Place { buffer: self.weights[i].clone(), offset_bytes: 0 };
+        let pieces = vec![Piece { place, first_row: 0, rows }];
+        GpuMatrix { layout: LAYOUT, rows, cols: self.side, pieces }
+    }
+
+    fn product(&self, matrix: &GpuMatrix) -> Op {
+        let (x, y) = (&self.scratch.normed, &self.scratch.gate);
+        self.kernels.product(matrix, x, y, &Epilogue::Store, Rows::All, &self.scratch)
+    }
+
+    fn products(&self) -> Vec<Op> {
+        (0..MATRICES).map(|i| self.product(&self.matrix(i, self.side))).collect()
+    }
+
+    /// The least that a dispatch can be: the norm of a short row.
+    fn tiny(&self) -> Op {
+        let place = Place { buffer: self.weights[0].clone(), offset_bytes: 0 };
+        self.kernels.rms_norm(&GpuVector { place, len: 64 }, Rows::All, &self.scratch)
+    }
+
+    /// From now on steps are of so many rows.
+    fn step(&mut self, rows: u32) {
+        let row = StepRow { position: 0, session: 0, token: 0 };
+        let rows_of = vec![row; rows as usize];
+        let data = StepData { rows: rows_of, page_tables: vec![vec![0]], kept: vec![] };
+        let bytes: Vec<u8> = data.words(&[]).iter().flat_map(|w| w.to_le_bytes()).collect();
+        self.handle.queue.write_buffer(&self.scratch.step, 0, &bytes);
+        self.rows = rows;
+    }
+
+    /// How long `n` dispatches of these ops by turns take, and the way there and back.
+    async fn once_ms(&mut self, ops: &[Op], n: usize, clock: &impl Fn() -> f64) -> Option<f64> {
+        let shape = StepShape { rows: self.rows, kept_rows: 0, keys_max: 1 };
+        let start = clock();
+        let mut encoder = self.handle.device.create_command_encoder(&Default::default());
+        let mut pass = encoder.begin_compute_pass(&Default::default());
+        for op in ops.iter().cycle().take(n) {
+            op.record(&mut pass, &shape);
+        }
+        drop(pass);
+        fetch(self.handle, &mut self.readback, encoder, &self.scratch.gate, 0, 4).await?;
+        Some(clock() - start)
+    }
+
+    /// What one of these dispatches takes, ms, by slope.
+    async fn slope_ms(&mut self, ops: &[Op], clock: &impl Fn() -> f64, until: f64) -> Option<f64> {
+        self.once_ms(ops, 1, clock).await?; // the first use of a kernel is slow
+        let mut n = 1;
+        let (mut little, mut much) = (f64::MAX, f64::MAX);
+        let mut samples = 0;
+        while samples < SAMPLES && (samples == 0 || clock() < until) {
+            little = little.min(self.once_ms(ops, n, clock).await?);
+            let larger = self.once_ms(ops, LARGER * n, clock).await?;
+            much = much.min(larger);
+            samples += 1;
+            // Until the work is long enough to be told from the way there and back.
+            if n < DISPATCHES_MAX && larger < SUBMIT_MS / 4.0 && clock() < until {
+                n = (n * 2).min(DISPATCHES_MAX);
+                (little, much, samples) = (f64::MAX, f64::MAX, 0);
+            }
+        }
+        let slope = (much - little) / ((LARGER - 1) * n) as f64;
+        // A machine in turmoil: what it took in all is a bound.
+        Some(if slope > 0.0 { slope } else { much / (LARGER * n) as f64 })
+    }
+
+    /// `None` unless the last product of a matrix of so many rows is right: a device that
+    /// does nothing is fast.
+    async fn check(&mut self, matrix_rows: u32) -> Option<()> {
+        let want = WEIGHT * f64::from(ACTIVATION) * f64::from(self.side);
+        let last = u64::from((self.rows - 1) * row_stride(matrix_rows) + matrix_rows - 1);
+        for at in [0, 4 * last] {
+            let encoder = self.handle.device.create_command_encoder(&Default::default());
+            let (readback, y) = (&mut self.readback, &self.scratch.gate);
+            let got = f64::from(fetch(self.handle, readback, encoder, y, at, 4).await?[0]);
+            if !((got - want).abs() < want * 1e-3) {
+                return None;
+            }
+        }
+        Some(())
+    }
+}
 
 /// From submit to mapped: median and 95th percentile, ms.
 async fn readback_ms(gpu: &Gpu, clock: &impl Fn() -> f64, until: f64) -> Option<(f64, f64)> {
@@ -44,34 +295,29 @@ async fn readback_ms(gpu: &Gpu, clock: &impl Fn() -> f64, until: f64) -> Option<
     let mut readback = Readback::new(handle);
     let source = storage(handle, READBACK_BYTES);
     let mut samples = Vec::new();
-    for _ in 0..READBACKS {
+    while samples.len() < READBACKS && (samples.is_empty() || clock() < until) {
         let start = clock();
-        if start >= until && !samples.is_empty() {
-            break;
-        }
-        read(handle, &mut readback, &source, 0, READBACK_BYTES).await?;
+        let encoder = handle.device.create_command_encoder(&Default::default());
+        fetch(handle, &mut readback, encoder, &source, 0, READBACK_BYTES).await?;
         samples.push(clock() - start);
     }
     samples.sort_by(f64::total_cmp);
-    Some((samples[samples.len() / 2], samples[(samples.len() * 95 / 100).min(samples.len() - 1)]))
+    let at = |percent: usize| samples[(samples.len() * percent / 100).min(samples.len() - 1)];
+    Some((at(50), at(95)))
 }
 
 /// Bytes that could be had at once, cleared, and the last word read back.
 async fn memory_bytes(gpu: &Gpu, clock: &impl Fn() -> f64, until: f64) -> u64 {
     let handle = gpu.handle();
     let mut readback = Readback::new(handle);
-    let bytes = MEMORY_BUFFER_BYTES.min(super::buffers::binding_bytes_max(gpu.limits()));
+    let share = memory_bytes_max(&gpu.info().device_type) / MEMORY_BUFFERS;
+    let bytes = share.min(super::buffers::binding_bytes_max(gpu.limits()));
     let mut buffers = Vec::new();
-    while (buffers.len() as u64 + 1) * bytes <= MEMORY_BYTES_MAX && clock() < until {
-        let scope = handle.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
-        let buffer = storage(handle, bytes);
-        if scope.pop().await.is_some() {
-            break;
-        }
+    while (buffers.len() as u64) < MEMORY_BUFFERS && (buffers.is_empty() || clock() < until) {
+        let Some(buffer) = storage_if_room(handle, bytes).await else { break };
         let mut encoder = handle.device.create_command_encoder(&Default::default());
         encoder.clear_buffer(&buffer, 0, None);
-        handle.queue.submit([encoder.finish()]);
-        match read(handle, &mut readback, &buffer, bytes - 4, 4).await {
+        match fetch(handle, &mut readback, encoder, &buffer, bytes - 4, 4).await {
             Some(words) if words == [0.0] => buffers.push(buffer),
             Some(_) | None => break,
         }
@@ -79,6 +325,16 @@ async fn memory_bytes(gpu: &Gpu, clock: &impl Fn() -> f64, until: f64) -> u64 {
     let total = buffers.len() as u64 * bytes;
     buffers.iter().for_each(wgpu::Buffer::destroy);
     total
+}
+
+/// What the memory test tries for: enough to begin with, and nothing that would make a
+/// desktop swap. More is had when a shard is assigned that needs it.
+fn memory_bytes_max(device_type: &str) -> u64 {
+    match device_type {
+        "discrete" => 4 << 30,
+        "software" => 512 << 20,
+        _ => 1 << 30,
+    }
 }
 
 fn storage(handle: &Handle, bytes: u64) -> wgpu::Buffer {
@@ -91,31 +347,24 @@ fn storage(handle: &Handle, bytes: u64) -> wgpu::Buffer {
     })
 }
 
-/// Some floats of a buffer; `None` if the device failed.
-async fn read(
+async fn storage_if_room(handle: &Handle, bytes: u64) -> Option<wgpu::Buffer> {
+    let scope = handle.device.push_error_scope(wgpu::ErrorFilter::OutOfMemory);
+    let buffer = storage(handle, bytes);
+    scope.pop().await.is_none().then_some(buffer)
+}
+
+/// Submits an encoder and waits for some floats of a buffer; `None` if the device failed.
+async fn fetch(
     handle: &Handle,
     readback: &mut Readback,
+    mut encoder: wgpu::CommandEncoder,
     source: &wgpu::Buffer,
     offset: u64,
     bytes: u64,
 ) -> Option<Vec<f32>> {
     let buffer = readback.take(bytes);
-    let mut encoder = handle.device.create_command_encoder(&Default::default());
     encoder.copy_buffer_to_buffer(source, offset, &buffer, 0, bytes);
     handle.queue.submit([encoder.finish()]);
     let pending = readback.map(buffer, bytes);
     readback.finish(pending).await.ok()
-}
-
-/// Measures a device. `clock` gives milliseconds from any start; nothing new is begun once
-/// `budget_ms` have passed, and each part keeps to its share of it.
-pub async fn benchmark(gpu: &Gpu, budget_ms: f64, clock: impl Fn() -> f64) -> GpuBenchmark {
-    let start = clock();
-    let mut found = GpuBenchmark::default();
-    if let Some((p50, p95)) = readback_ms(gpu, &clock, start + budget_ms * 0.15).await {
-        (found.readback_ms_p50, found.readback_ms_p95) = (p50, p95);
-    }
-    found.memory_bytes = memory_bytes(gpu, &clock, start + budget_ms).await;
-    found.took_ms = clock() - start;
-    found
 }

@@ -1,12 +1,13 @@
 //! Opening a GPU: adapter, device, kernels.
 
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
 
 use wgpu::{Backend, DeviceType};
 
 use super::error::GpuError;
 use super::handle::Handle;
-use super::kernels::{self, Variant};
+use super::kernels::{self, Kernels, Shapes, Variant};
+use super::pace::Pace;
 
 /// Which adapter to open.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -76,6 +77,9 @@ struct Inner {
     limits: wgpu::Limits,
     info: GpuInfo,
     variant: Variant,
+    /// Of some shapes: what is compiled once serves all.
+    kernels: OnceLock<Kernels>,
+    pace: Mutex<Pace>,
 }
 
 impl std::fmt::Debug for Gpu {
@@ -132,7 +136,16 @@ impl Gpu {
             buffer_bytes_max: limits.max_buffer_size,
             name,
         };
-        Ok(Gpu { inner: Arc::new(Inner { handle, limits, info, variant }) })
+        Ok(Gpu {
+            inner: Arc::new(Inner {
+                handle,
+                limits,
+                info,
+                variant,
+                kernels: OnceLock::new(),
+                pace: Mutex::new(Pace::new()),
+            }),
+        })
     }
 
     /// What was opened.
@@ -156,8 +169,15 @@ impl Gpu {
         &self.inner.limits
     }
 
-    pub(crate) fn variant(&self) -> Variant {
-        self.inner.variant
+    /// The kernels for a model's shapes, which a manifest's checks let through.
+    pub(crate) fn kernels(&self, shapes: Shapes) -> Kernels {
+        let Inner { handle, variant, kernels, .. } = &*self.inner;
+        kernels.get_or_init(|| Kernels::new(&handle.device, *variant, shapes)).for_shapes(shapes)
+    }
+
+    /// How fast it is thought to be, by all shards on it. Not to be held over an await.
+    pub(crate) fn pace(&self) -> MutexGuard<'_, Pace> {
+        self.inner.pace.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(crate) fn handle(&self) -> &Handle {

@@ -11,14 +11,13 @@ use web_time::Instant;
 use crate::kv::{PageCopy, PageTable};
 use crate::steps::{Run, first_not_finite};
 use crate::types::{Input, LoadError};
+use crate::weights::check_manifest;
 
 use super::buffers::Allocator;
 use super::device::Gpu;
-use super::kernels::{
-    Kernels, Scratch, Shapes, StepData, StepRow, StepShape, partials_bytes, row_stride,
-};
+use super::kernels::{Scratch, Shapes, StepData, StepRow, StepShape, partials_bytes, row_stride};
 use super::kv::KvPages;
-use super::pace::{Pace, Work};
+use super::pace::Work;
 use super::plan::Plan;
 use super::readback::{Pending, Readback};
 use super::upload::Upload;
@@ -27,6 +26,8 @@ use super::weights::Weights;
 /// Rows that go through the dispatches together; scratch memory is bounded by it, and a
 /// longer step is several passes.
 const PASS_ROWS_MAX: u32 = 256;
+/// The same on the slowest device: fewer would read weights without using them.
+const PASS_ROWS_MIN: u32 = 16;
 /// Bytes of logits of one pass, unless a single row has more.
 const LOGITS_BYTES_MAX: u64 = 16 << 20;
 /// Passes whose results are on their way at once.
@@ -41,7 +42,6 @@ pub(crate) struct Machine {
     kv: KvPages,
     scratch: Scratch,
     readback: Readback,
-    pace: Pace,
     inv_freq: Vec<f64>,
     /// D and V.
     width: u32,
@@ -103,9 +103,13 @@ impl Machine {
         allocator: &mut Allocator<'_>,
         upload: &mut Upload,
     ) -> Result<Machine, LoadError> {
-        let limits = gpu.limits();
+        check_manifest(manifest, &span)?;
+        let (limits, shapes) = (gpu.limits(), shapes(manifest));
+        let kernels = gpu.kernels(shapes);
+        if let Some(reason) = kernels.refused() {
+            return Err(LoadError::Manifest(reason));
+        }
         let weights = Weights::allocate(manifest, span.clone(), allocator, limits, upload)?;
-        let shapes = shapes(manifest);
         let kv = KvPages::allocate(&shapes, weights.layers.len(), kv_pages_max, allocator)?;
         let has_layers = !weights.layers.is_empty();
         let pages = if has_layers { kv_pages_max } else { 0 };
@@ -113,14 +117,12 @@ impl Machine {
         let kept_max = (LOGITS_BYTES_MAX / logits_bytes).clamp(1, u64::from(PASS_ROWS_MAX)) as u32;
         let has_head = weights.head.is_some();
         let scratch = allocate_scratch(&shapes, pages, has_layers, has_head, kept_max, allocator)?;
-        let kernels = Kernels::new(&gpu.handle().device, gpu.variant(), shapes);
         Ok(Machine {
             gpu: gpu.clone(),
             plan: Plan::compile(span.start, &weights, &kernels, &kv, &scratch),
             kv,
             scratch,
             readback: Readback::new(gpu.handle()),
-            pace: Pace::new(),
             inv_freq: manifest.rope.inv_freq_bits.iter().map(|&b| f64::from_bits(b)).collect(),
             width: shapes.d_model,
             vocab: shapes.vocab,
@@ -135,10 +137,13 @@ impl Machine {
         self.plan.describe(span, &StepShape { rows, kept_rows: rows.min(1), keys_max })
     }
 
-    /// Rows of a pass, and rows of it that want logits.
-    pub(crate) fn rows_max(&self, has_head: bool) -> (usize, usize) {
+    /// Rows of a pass through `span`, so that no op of it exceeds what a submit may hold, and
+    /// rows of it that want logits.
+    pub(crate) fn rows_max(&self, span: &Range<u32>, has_head: bool) -> (usize, usize) {
+        let submit = self.gpu.pace().submit_macs_max(Work::Prefill);
+        let fits = (submit / self.plan.macs_largest(span)) as u32 / PASS_ROWS_MIN * PASS_ROWS_MIN;
         let kept_max = if has_head { self.kept_max as usize } else { usize::MAX };
-        (PASS_ROWS_MAX as usize, kept_max)
+        (fits.clamp(PASS_ROWS_MIN, PASS_ROWS_MAX) as usize, kept_max)
     }
 
     /// Bytes of all buffers.
@@ -190,7 +195,7 @@ impl Machine {
                 return Ok(Err(row));
             }
         }
-        self.pace.learn(work, macs, start.elapsed().as_secs_f64());
+        self.gpu.pace().learn(work, macs, start.elapsed().as_secs_f64());
         Ok(Ok(output))
     }
 
@@ -220,7 +225,7 @@ impl Machine {
         let queue = &self.gpu.handle().queue;
         queue.write_buffer(&self.scratch.step, 0, &le_bytes(&data.words(&self.inv_freq)));
 
-        let mut encoding = Encoding::new(&self.gpu, self.pace.submit_macs_max(work));
+        let mut encoding = Encoding::new(&self.gpu, self.gpu.pace().submit_macs_max(work));
         let mut macs = 0.0;
         let mut ops = self.plan.ops(span).peekable();
         while ops.peek().is_some() {

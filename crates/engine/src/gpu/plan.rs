@@ -80,6 +80,12 @@ impl Plan {
             .flatten()
     }
 
+    /// Multiply-adds per row of the largest op of `span` that all rows go through.
+    pub(crate) fn macs_largest(&self, span: &Range<u32>) -> f64 {
+        let ops = self.ops(span).filter(|planned| planned.rows == Rows::All);
+        ops.map(|planned| planned.macs).fold(1.0, f64::max)
+    }
+
     /// One line for each dispatch of a pass of that shape.
     pub(crate) fn describe(&self, span: &Range<u32>, shape: &StepShape) -> String {
         self.ops(span)

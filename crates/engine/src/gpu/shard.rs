@@ -169,7 +169,7 @@ impl GpuShard {
             segments: if layers.is_empty() { &[] } else { segments },
             is_kept: false,
         };
-        let (rows_max, kept_max) = self.machine.rows_max(shape.has_head);
+        let (rows_max, kept_max) = self.machine.rows_max(&span, shape.has_head);
         let passes = passes(segments, rows_max, kept_max);
         let done = self
             .machine

@@ -8,7 +8,6 @@ use model::layout::TILE_ROWS;
 use model::manifest::{Blob, Role, Tensor};
 
 use crate::types::LoadError;
-use crate::weights::check_manifest;
 
 use super::buffers::{Allocator, binding_bytes_max};
 use super::kernels::{GpuMatrix, GpuVector, Piece, Place};
@@ -43,10 +42,11 @@ pub(crate) struct Weights {
 }
 
 impl Weights {
-    /// Makes the buffers of the parts `span` and notes in `upload` what goes into them.
+    /// Makes the buffers of the parts `span` of a checked manifest and notes in `upload` what
+    /// goes into them.
     ///
     /// # Errors
-    /// What is wrong with the manifest or the span, or [`LoadError::OutOfMemory`].
+    /// [`LoadError::OutOfMemory`], or what is wrong with a tensor.
     pub(crate) fn allocate(
         manifest: &Manifest,
         span: Range<u32>,
@@ -54,7 +54,6 @@ impl Weights {
         limits: &wgpu::Limits,
         upload: &mut Upload,
     ) -> Result<Weights, LoadError> {
-        check_manifest(manifest, &span)?;
         let bytes_max = binding_bytes_max(limits);
         let mut maker = Maker { manifest, allocator, upload, bytes_max, made: BTreeMap::new() };
         let mut weights = Weights { embedding: None, layers: Vec::new(), head: None };

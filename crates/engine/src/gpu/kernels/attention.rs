@@ -57,6 +57,14 @@ impl Kernels {
         }
     }
 
+    /// Why attention cannot be computed over these shapes, if it cannot.
+    pub fn refused(&self) -> Option<String> {
+        let s = &self.shapes;
+        let (group, hd) = (s.heads / s.kv_heads, s.head_dim);
+        let fits = self.rows_fit(1).is_some();
+        (!fits).then(|| format!("{group} query heads of {hd} for one K/V head exceed a workgroup"))
+    }
+
     /// Vec4s of query heads of so many rows, if a workgroup can hold them.
     fn rows_fit(&self, rows: u32) -> Option<u32> {
         let s = &self.shapes;
