@@ -27,6 +27,7 @@ Usage: cargo xtask COMMAND
   models [--all-models]   only fetch the test models, and print their folder
   bench [--markdown FILE] [--model FILE] [--rounds N]
                           measure decode and prefill over local workers
+  bench --wasm            the same of the engine inside WASM, in Node and in Chromium
 
 WEFT_TEST_MODELS names the folder of the test models (default: weft/test-models in the user's
 cache folder).

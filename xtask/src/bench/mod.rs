@@ -5,6 +5,7 @@ mod cluster;
 mod floor;
 mod measure;
 mod table;
+mod wasm;
 
 use std::path::PathBuf;
 
@@ -44,6 +45,11 @@ struct Flags {
 
 /// Measures and prints; `false` if the split costs more than it may.
 pub fn run(arguments: &[String]) -> Result<bool> {
+    if let [flag, rest @ ..] = arguments
+        && flag == "--wasm"
+    {
+        return wasm::run(rest);
+    }
     let flags = parse(arguments)?;
     let model = match flags.model {
         Some(model) => std::path::absolute(model)?,
