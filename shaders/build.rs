@@ -44,7 +44,8 @@ fn main() {
         describe(&name, &source, &module, &mut out);
         names.push(name);
     }
-    writeln!(out, "/// All kernels.\npub const ALL: [&crate::Kernel; {}] = [", names.len()).unwrap();
+    writeln!(out, "/// All kernels.\npub const ALL: [&crate::Kernel; {}] = [", names.len())
+        .unwrap();
     for name in names {
         writeln!(out, "    &{name}::KERNEL,").unwrap();
     }

@@ -13,6 +13,9 @@
 // by fma, keys ascending; splits joined as in common/softmax.wgsl; the result is o·(1/l).
 // Keys beyond the row's own count as p = 0. A score that is not finite makes the row NaN.
 
+// Variables of a loop's body are given their zeros: Chromium on SwiftShader leaves in those
+// that are declared without a value what the round before had put there.
+
 struct Params {
     heads: u32,
     kv_heads: u32,
@@ -105,10 +108,10 @@ fn main(
             }
             queries[i] = q;
         }
-        var seen: array<vec4<u32>, QUADS_MAX>;
-        var m_all: array<vec4<f32>, QUADS_MAX>;
-        var l_all: array<vec4<f32>, QUADS_MAX>;
-        var o_all: array<vec4<f32>, 2u * ITEMS_MAX>;
+        var seen = array<vec4<u32>, QUADS_MAX>();
+        var m_all = array<vec4<f32>, QUADS_MAX>();
+        var l_all = array<vec4<f32>, QUADS_MAX>();
+        var o_all = array<vec4<f32>, 2u * ITEMS_MAX>();
         for (var n = 0u; n < QUADS; n += 1u) {
             seen[n] = keys_seen(first, rows, group_heads, n);
         }
@@ -121,9 +124,9 @@ fn main(
             split_end = min(split_end, split + 1u);
         }
         for (; split < split_end; split += 1u) {
-            var m: array<vec4<f32>, QUADS_MAX>;
-            var l: array<vec4<f32>, QUADS_MAX>;
-            var o: array<vec4<f32>, 2u * ITEMS_MAX>;
+            var m = array<vec4<f32>, QUADS_MAX>();
+            var l = array<vec4<f32>, QUADS_MAX>();
+            var o = array<vec4<f32>, 2u * ITEMS_MAX>();
             for (var n = 0u; n < QUADS; n += 1u) {
                 m[n] = vec4<f32>(LOWEST);
             }
@@ -131,7 +134,7 @@ fn main(
             for (var p = split * SPLIT_PAGES; p < pages_end; p += 1u) {
                 let start = (step[table + p] * params.kv_heads + kv_head) * PAGE_KEYS * head_dim;
                 let key = p * PAGE_KEYS + thread;
-                var s: array<vec4<f32>, QUADS_MAX>;
+                var s = array<vec4<f32>, QUADS_MAX>();
                 if (key < keys_max) {
                     for (var i = 0u; i < pairs; i += 1u) {
                         let k = unpack2x16float(kv[start + i * PAGE_KEYS + thread]);
@@ -155,7 +158,7 @@ fn main(
                     );
                 }
                 workgroupBarrier();
-                var c: array<vec4<f32>, QUADS_MAX>;
+                var c = array<vec4<f32>, QUADS_MAX>();
                 for (var n = 0u; n < QUADS; n += 1u) {
                     var largest = m[n];
                     for (var i = 0u; i < 16u; i += 1u) {
@@ -234,8 +237,8 @@ fn main(
                 l_all = l;
                 o_all = o;
             } else {
-                var a: array<vec4<f32>, QUADS_MAX>;
-                var b: array<vec4<f32>, QUADS_MAX>;
+                var a = array<vec4<f32>, QUADS_MAX>();
+                var b = array<vec4<f32>, QUADS_MAX>();
                 for (var n = 0u; n < QUADS; n += 1u) {
                     let own = seen[n] > vec4<u32>(split * SPLIT_KEYS);
                     let j = join(m_all[n], m[n]);

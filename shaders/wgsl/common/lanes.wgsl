@@ -64,7 +64,7 @@ fn lane_sums(
     first: u32,
     last: u32,
 ) -> Sums {
-    var sums: Sums;
+    var sums = Sums();
     let r1 = min(first + 1u, last);
     let r2 = min(first + 2u, last);
     let r3 = min(first + 3u, last);
@@ -145,7 +145,7 @@ fn sum_lanes(
     first: u32,
     last: u32,
 ) -> Sums {
-    var totals: Sums;
+    var totals = Sums();
     var lane = 0u;
     var end = LANES;
     if (THREADS == 64u) {

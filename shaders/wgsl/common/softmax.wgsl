@@ -15,7 +15,7 @@ struct Join {
 }
 
 fn join(earlier: vec4<f32>, later: vec4<f32>) -> Join {
-    var j: Join;
+    var j = Join();
     j.m = max(earlier, later);
     j.earlier = exp_exact(earlier - j.m);
     j.later = exp_exact(later - j.m);

@@ -60,7 +60,7 @@ fn tiled_chunk(
     block: u32,
     pair: u32,
 ) -> Chunk {
-    var chunk: Chunk;
+    var chunk = Chunk();
     let plane = pair * 4u + quad;
     if (form == Q8) {
         let cell = base + (tile * blocks + block) * 34u;

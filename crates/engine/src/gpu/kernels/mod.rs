@@ -23,12 +23,16 @@ mod types;
 
 #[cfg(feature = "testing")]
 pub mod cases;
+#[cfg(feature = "testing")]
+pub mod measure;
 
 pub use attention::{kv_page_words, partials_bytes};
 pub use op::Op;
 pub use self_test::self_test;
 pub use step::{StepData, StepRow, StepShape};
 pub use types::*;
+
+use std::sync::Arc;
 
 use model::Layout;
 use shaders::Kernel;
@@ -41,7 +45,7 @@ pub const MATVEC_ROWS_MAX: u32 = 16;
 
 /// The kernels of one device, in one variant, for one model's shapes.
 pub struct Kernels {
-    pipelines: Pipelines,
+    pipelines: Arc<Pipelines>,
     variant: Variant,
     shapes: Shapes,
 }
@@ -54,7 +58,17 @@ impl Kernels {
     pub fn new(device: &wgpu::Device, variant: Variant, shapes: Shapes) -> Kernels {
         assert!(shapes.kv_heads > 0 && shapes.heads.is_multiple_of(shapes.kv_heads));
         assert!(shapes.head_dim > 0 && shapes.head_dim.is_multiple_of(2));
-        Kernels { pipelines: Pipelines::new(device), variant, shapes }
+        Kernels { pipelines: Arc::new(Pipelines::new(device)), variant, shapes }
+    }
+
+    /// The same kernels for another model, which shares what was compiled.
+    ///
+    /// # Panics
+    /// As [`Kernels::new`].
+    pub fn for_shapes(&self, shapes: Shapes) -> Kernels {
+        assert!(shapes.kv_heads > 0 && shapes.heads.is_multiple_of(shapes.kv_heads));
+        assert!(shapes.head_dim > 0 && shapes.head_dim.is_multiple_of(2));
+        Kernels { pipelines: self.pipelines.clone(), variant: self.variant, shapes }
     }
 
     /// Which instructions they use.

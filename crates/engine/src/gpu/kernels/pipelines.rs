@@ -15,10 +15,13 @@ pub(super) struct Pipelines {
     made: Mutex<Made>,
 }
 
+/// A kernel's name and its choice.
+type PipelineKey = (&'static str, Vec<(&'static str, u32)>);
+
 #[derive(Default)]
 struct Made {
     modules: BTreeMap<&'static str, (wgpu::ShaderModule, wgpu::BindGroupLayout)>,
-    pipelines: BTreeMap<(&'static str, Vec<(&'static str, u32)>), wgpu::ComputePipeline>,
+    pipelines: BTreeMap<PipelineKey, wgpu::ComputePipeline>,
 }
 
 impl Pipelines {

@@ -256,7 +256,7 @@ impl Kernels {
                 (qkv::overrides::PAIRS, pairs),
                 (qkv::overrides::BIASED, u32::from(biases.is_some())),
                 (qkv::overrides::COLUMNS, columns),
-                    (qkv::overrides::THREADS, self.variant.lane_threads()),
+                (qkv::overrides::THREADS, self.variant.lane_threads()),
             ],
             &params.bytes(),
             &[

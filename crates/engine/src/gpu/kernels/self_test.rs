@@ -46,8 +46,8 @@ fn step(positions: std::ops::Range<u32>, table: Vec<u32>) -> StepData {
 /// The first value that is off, if any.
 fn compare(got: &[f32], want: &[f32], sizes: &[f32]) -> Result<(), String> {
     for (i, ((&got, &want), &size)) in got.iter().zip(want).zip(sizes).enumerate() {
-        // A NaN is off.
-        if !((got - want).abs() <= ERROR_MAX * size) {
+        let error = (got - want).abs();
+        if error.is_nan() || error > ERROR_MAX * size {
             return Err(format!("value {i} is {got}, not {want}"));
         }
     }

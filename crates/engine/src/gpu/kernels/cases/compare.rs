@@ -34,8 +34,8 @@ pub(super) fn within(
     assert_eq!(got.len(), want.len());
     for (i, (&got, &want)) in got.iter().zip(want).enumerate() {
         let bound = bound(i);
-        // A NaN is not within.
-        if !((got - want).abs() <= bound) {
+        let error = (got - want).abs();
+        if error.is_nan() || error > bound {
             let (row, element) = (i / width, i % width);
             return Err(format!("row {row}, element {element}: {got}, not {want} ± {bound:e}"));
         }

@@ -9,9 +9,7 @@ use numerics::product::f32_dot;
 use super::Runner;
 use super::compare::{ULP, same_bits, take_rows, within};
 use crate::gpu::kernels::lab::{Lab, Random};
-use crate::gpu::kernels::{
-    Epilogue, Kernels, MATVEC_ROWS_MAX, Rows, Shapes, StepData, StepRow,
-};
+use crate::gpu::kernels::{Epilogue, Kernels, MATVEC_ROWS_MAX, Rows, Shapes, StepData, StepRow};
 
 const LAYOUTS: [Layout; 8] = [
     Layout::Q4S,

@@ -9,9 +9,7 @@ use super::Runner;
 use super::compare::{ULP, same_bits, take_rows, within};
 use super::products::{dequantised, expected, largest_min};
 use crate::gpu::kernels::lab::{Lab, Random, UNWRITTEN};
-use crate::gpu::kernels::{
-    Kernels, MATVEC_ROWS_MAX, Shapes, StepData, StepRow, kv_page_words,
-};
+use crate::gpu::kernels::{Kernels, MATVEC_ROWS_MAX, Shapes, StepData, StepRow, kv_page_words};
 
 /// Largest relative error of rounding to f16, either way.
 const HALF_ULP: f32 = 1.0 / 1024.0;
@@ -117,7 +115,7 @@ async fn qkv(lab: &Lab<'_>, case: &Case) -> Result<(), String> {
                 rope(row, at.position, &inv_freq, pairs);
             }
             // A rotation joins two elements.
-            bound = 2.0 * bound;
+            bound *= 2.0;
         }
         outputs.push((want, bound + 8.0 * ULP * largest));
         first += rows as usize;
@@ -195,7 +193,8 @@ fn check_cache(
                         let want = want[(t * kv_heads + head) * hd + 2 * pair + i];
                         let got = f16_to_f32(half);
                         let bound = bound + HALF_ULP * want.abs() + 6e-8;
-                        if !((got - want).abs() <= bound) {
+                        let error = (got - want).abs();
+                        if error.is_nan() || error > bound {
                             return Err(format!(
                                 "row {t}, head {head}, element {}: the cache has {got}, not {want}",
                                 2 * pair + i
