@@ -174,6 +174,17 @@ async fn pages_of_other_sites_cannot_enlist_their_visitors() {
 }
 
 #[tokio::test]
+async fn a_volunteer_may_answer_no_longer_than_it_was_asked() {
+    let server = Server::start(Trust::new(false, &[])).await;
+    let (mut peer, welcome) = server.join(1).await;
+    assert!(!welcome.trusted);
+    // Nothing was sent to it: the first chunk's announcement is too much already.
+    peer.binary(Chunks::new(&stray(FrameKind::Result), 0).unwrap().next().unwrap().to_vec()).await;
+    let (reason, retry) = peer.dismissed().await;
+    assert!(reason.contains("bytes") && !retry, "{reason}");
+}
+
+#[tokio::test]
 async fn a_link_is_measured_with_as_many_bytes_as_are_asked_for() {
     let server = trusting().await;
     let ask = async |query: &str| {

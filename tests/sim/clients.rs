@@ -184,7 +184,7 @@ impl Clients {
                 let ask = self.requests.remove(&request).expect("an open request was refused");
                 self.sessions.retain(|_, s| s.request != request);
                 match error {
-                    RequestError::Busy { .. } => {}
+                    RequestError::Busy { .. } | RequestError::TooManyChoices { .. } => {}
                     // Only what its client set ends a request, or what no fleet here could hold.
                     RequestError::Deadline { .. } => {
                         assert!(ask.hurried && now >= ask.deadline, "{error}");

@@ -124,6 +124,9 @@ impl From<RequestError> for Failure {
                     .of_param("model")
             }
             RequestError::Busy { retry_after_s, .. } => Failure::busy(message, retry_after_s),
+            RequestError::TooManyChoices { .. } => {
+                Failure::request(StatusCode::BAD_REQUEST, "invalid_value", message).of_param("n")
+            }
             RequestError::TooLong { .. } => {
                 Failure::request(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
             }

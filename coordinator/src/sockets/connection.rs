@@ -1,15 +1,15 @@
 //! One worker's connection from its first byte to its goodbye.
 
-use std::sync::Mutex;
-use std::sync::PoisonError;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use axum::extract::ws::{CloseFrame, Message, WebSocket, close_code};
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use protocol::{
-    CHUNK_BYTES_MAX, Chunks, FrameKind, FromWorker, PROTOCOL_VERSION, Reassembler, ToWorker,
-    WorkerId, clean_text,
+    CHUNK_BYTES_MAX, Chunks, Frame, FrameKind, FromWorker, PROTOCOL_VERSION, Reassembler, ToWorker,
+    WorkerId, clean_text, codec,
 };
 use scheduler::Event;
 use tokio::sync::{OwnedSemaphorePermit, mpsc};
@@ -47,7 +47,7 @@ pub(super) async fn serve(
         None => greet(shared, &mut sink, &mut source, origin).await,
     };
     drop(stranger);
-    let (worker, outbox, _grant, _room) = match welcomed {
+    let Welcomed { worker, trusted, outbox, _grant, _room } = match welcomed {
         Ok(welcomed) => welcomed,
         Err(refusal) => {
             if let Some(Refusal { reason, retry }) = refusal {
@@ -58,10 +58,10 @@ pub(super) async fn serve(
             return;
         }
     };
-    let pings = Pings::default();
+    let (pings, asked) = (Pings::default(), Asked { trusted, ..Asked::default() });
     let end = tokio::select! {
-        end = read(shared, worker, &mut source, &pings) => end,
-        end = write(&mut sink, outbox, &pings) => end,
+        end = read(shared, worker, &mut source, &pings, &asked) => end,
+        end = write(&mut sink, outbox, &pings, &asked) => end,
         () = shared.shutdown.cancelled() => End::Shutdown,
     };
     let reason = end.reason();
@@ -111,7 +111,14 @@ impl End {
     }
 }
 
-type Welcomed = (WorkerId, mpsc::Receiver<Down>, Grant, OwnedSemaphorePermit);
+/// A worker that was taken in, and what it holds while it is connected.
+struct Welcomed {
+    worker: WorkerId,
+    trusted: bool,
+    outbox: mpsc::Receiver<Down>,
+    _grant: Grant,
+    _room: OwnedSemaphorePermit,
+}
 
 /// Challenge, hello, welcome. `Err(None)`: the peer has hung up.
 async fn greet(
@@ -151,7 +158,7 @@ async fn greet(
     let spec = handshake::spec(hello, worker, trusted);
     shared.driver.join(spec, sender).await.map_err(|_| None)?;
     Counters::add(&shared.counters.welcomed);
-    Ok((worker, outbox, grant, room))
+    Ok(Welcomed { worker, trusted, outbox, _grant: grant, _room: room })
 }
 
 /// The peer's first message; `None` if it has hung up.
@@ -170,7 +177,13 @@ async fn first_text(source: &mut Source) -> Result<Option<String>, String> {
 }
 
 /// Turns the worker's messages into events until there are no more.
-async fn read(shared: &Shared, worker: WorkerId, source: &mut Source, pings: &Pings) -> End {
+async fn read(
+    shared: &Shared,
+    worker: WorkerId,
+    source: &mut Source,
+    pings: &Pings,
+    asked: &Asked,
+) -> End {
     let mut frames = Reassembler::new();
     let mut allowance = Allowance::new(Instant::now());
     let mut draining = false;
@@ -196,7 +209,7 @@ async fn read(shared: &Shared, worker: WorkerId, source: &mut Source, pings: &Pi
                 },
                 Err(error) => return End::Violation(error.to_string()),
             },
-            Message::Binary(chunk) => match frames.push(chunk) {
+            Message::Binary(chunk) => match asked.bound(&mut frames).push(chunk) {
                 Ok(Some(frame)) if frame.kind == FrameKind::Result => {
                     Some(Event::Result { worker, frame })
                 }
@@ -253,7 +266,12 @@ fn broken(error: &axum::Error) -> End {
 }
 
 /// Sends what the driver queued, in that order, and pings, which go between a frame's chunks.
-async fn write(sink: &mut Sink, mut outbox: mpsc::Receiver<Down>, pings: &Pings) -> End {
+async fn write(
+    sink: &mut Sink,
+    mut outbox: mpsc::Receiver<Down>,
+    pings: &Pings,
+    asked: &Asked,
+) -> End {
     let lost = |error: axum::Error| End::Closed(format!("its connection broke: {error}"));
     let mut frames_sent = 0u32;
     loop {
@@ -281,6 +299,7 @@ async fn write(sink: &mut Sink, mut outbox: mpsc::Receiver<Down>, pings: &Pings)
             Some(Down::Frame(frame)) => match Chunks::new(&frame, frames_sent) {
                 Ok(chunks) => {
                     frames_sent = frames_sent.wrapping_add(1);
+                    asked.note(&frame);
                     feed_chunks(sink, chunks, pings).await
                 }
                 Err(error) => {
@@ -368,6 +387,30 @@ impl Allowance {
             self.left -= 1.0;
         }
         enough
+    }
+}
+
+/// The largest step that a worker was sent, shared by the two loops. Layers answer with as
+/// many bytes as they were given; only the ends, which trusted workers hold, do not.
+#[derive(Default)]
+struct Asked {
+    trusted: bool,
+    bytes_max: AtomicUsize,
+}
+
+impl Asked {
+    fn note(&self, step: &Frame) {
+        let segments = step.segments.len() * codec::SEGMENT_BYTES;
+        let bytes = codec::HEADER_BYTES + segments + step.payload.len();
+        self.bytes_max.fetch_max(bytes, Ordering::Relaxed);
+    }
+
+    /// Has longer answers refused before they are taken in.
+    fn bound<'a>(&self, frames: &'a mut Reassembler) -> &'a mut Reassembler {
+        if !self.trusted {
+            frames.set_max_bytes(self.bytes_max.load(Ordering::Relaxed));
+        }
+        frames
     }
 }
 

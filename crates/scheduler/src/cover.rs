@@ -199,7 +199,7 @@ impl Scheduler {
                     && w.memory_free() >= least
             };
             if let Some(id) = self.workers.values().find(able).map(|w| w.spec.id) {
-                self.assign(id, model, span, 0);
+                self.assign(id, model, span, 0, self.config.kv_positions_max);
             }
         }
     }
@@ -285,7 +285,7 @@ impl Scheduler {
         for (i, &(worker, span)) in wanted.iter().enumerate() {
             let later = wanted[i + 1..].iter().filter(|(w, _)| *w == worker);
             let kept = later.map(|(_, span)| self.least_memory(model, *span)).sum();
-            self.assign(worker, model, span, kept);
+            self.assign(worker, model, span, kept, self.config.kv_positions_max);
         }
     }
 
@@ -365,8 +365,16 @@ impl Scheduler {
         unique_bytes(spec, span) + kv + self.config.scratch_bytes
     }
 
-    /// Gives a worker a shard, leaving it `kept` bytes for another.
-    pub(crate) fn assign(&mut self, id: WorkerId, model: usize, span: Span, kept: u64) {
+    /// Gives a worker a shard whose KV cache holds at most `positions_max`, leaving it `kept`
+    /// bytes for another shard.
+    pub(crate) fn assign(
+        &mut self,
+        id: WorkerId,
+        model: usize,
+        span: Span,
+        kept: u64,
+        positions_max: u32,
+    ) {
         let least = self.least_memory(model, span);
         let spec = &self.models[model].spec;
         let mut blobs: Vec<BlobRef> = Vec::new();
@@ -384,7 +392,7 @@ impl Scheduler {
         let shared: u64 = blobs.iter().filter(|b| here(b)).map(|b| b.bytes).sum();
         let least = least - shared;
         let spare = (worker.memory_free().saturating_sub(least + kept) as f64 * KV_SHARE) as u64;
-        let pages_max = self.config.kv_positions_max.div_ceil(PAGE_POSITIONS);
+        let pages_max = positions_max.div_ceil(PAGE_POSITIONS);
         let kv_pages = match page {
             0 => 0,
             _ => ((kv_min + spare) / page).min(u64::from(pages_max)) as u32,

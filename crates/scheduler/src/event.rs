@@ -299,6 +299,14 @@ pub enum RequestError {
         /// When to come back, seconds.
         retry_after_s: u32,
     },
+    /// More choices than may ever be in flight.
+    #[error("n is {choices}, and at most {limit} choices can run at once here")]
+    TooManyChoices {
+        /// Choices wanted.
+        choices: u32,
+        /// Choices possible.
+        limit: usize,
+    },
     /// The prompt does not fit the model's context, or no route's KV cache could ever hold it.
     #[error("the request needs {positions} positions and at most {limit} are possible: {why}")]
     TooLong {

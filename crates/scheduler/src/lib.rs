@@ -61,6 +61,8 @@ pub struct Config {
     /// Weights that a tab has to fetch for a replica at most, bytes. Layers that nobody else
     /// holds are not bounded by it.
     pub tab_fetch_bytes_max: u64,
+    /// KV positions that a tab's replica is given at most: longer sessions have other holders.
+    pub tab_kv_positions_max: u32,
     /// Rows of one session in one step, at most.
     pub chunk_rows_max: u32,
     /// Rows of one step, at most.
@@ -106,6 +108,7 @@ impl Default for Config {
             kv_positions_min: 1024,
             scratch_bytes: 8 << 20,
             tab_fetch_bytes_max: 256 << 20,
+            tab_kv_positions_max: 4096,
             chunk_rows_max: 256,
             step_rows_max: 256,
             step_busy: Duration::from_millis(250),

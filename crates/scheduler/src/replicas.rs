@@ -33,7 +33,13 @@ impl Scheduler {
             }
             windows.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
             match windows.first() {
-                Some(&(_, model, span)) => self.assign(id, model, span, 0),
+                Some(&(_, model, span)) => {
+                    let tab = self.workers[&id].is_browser();
+                    let config = &self.config;
+                    let positions_max =
+                        if tab { config.tab_kv_positions_max } else { config.kv_positions_max };
+                    self.assign(id, model, span, 0, positions_max);
+                }
                 None => self.set_idle(id, &self.why_idle(id)),
             }
         }

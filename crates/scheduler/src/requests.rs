@@ -45,9 +45,11 @@ impl Scheduler {
             let why = "the model's context".to_owned();
             return Some(RequestError::TooLong { positions, limit: model.spec.context, why });
         }
-        if self.queue.len() >= self.config.queue_max
-            || request.choices as usize > self.config.sessions_max
-        {
+        let (choices, limit) = (request.choices, self.config.sessions_max);
+        if choices as usize > limit {
+            return Some(RequestError::TooManyChoices { choices, limit });
+        }
+        if self.queue.len() >= self.config.queue_max {
             let retry_after_s = 1 + self.queue.len() as u32 / 8;
             return Some(RequestError::Busy { waiting: self.queue.len(), retry_after_s });
         }

@@ -179,6 +179,13 @@ async fn what_the_scheduler_refuses_has_its_status() {
             "9 requests",
         ),
         (
+            RequestError::TooManyChoices { choices: 9, limit: 8 },
+            400,
+            INVALID,
+            "invalid_value",
+            "n is 9, and at most 8",
+        ),
+        (
             RequestError::TooLong { positions: 9, limit: 8, why: "the KV cache".into() },
             400,
             INVALID,
@@ -201,7 +208,11 @@ async fn what_the_scheduler_refuses_has_its_status() {
         let server = Server::start(vec![play.clone(), play]).await;
         for fields in ["", r#","stream":true"#] {
             let answer = server.chat(fields).await;
-            let param = (status == 404).then_some("model");
+            let param = match error {
+                RequestError::NoModel { .. } => Some("model"),
+                RequestError::TooManyChoices { .. } => Some("n"),
+                _ => None,
+            };
             let message = answer.refused(status, kind, param, Some(code));
             assert!(message.contains(says), "{message:?} does not say {says:?}");
             let retry = answer.headers.get("retry-after").map(|v| v.to_str().unwrap().to_owned());

@@ -57,6 +57,9 @@ fn the_ends_are_held_before_anyone_comes_for_the_layers() {
 fn what_cannot_run_is_refused_with_the_reason() {
     let config = Config { queue_max: 1, sessions_max: 1, ..Config::default() };
     let mut bench = Bench::new(config);
+    bench.submit(9, vec![1], 2);
+    let expected = RequestError::TooManyChoices { choices: 2, limit: 1 };
+    assert_eq!(bench.refused[&RequestId(9)], expected);
     bench.submit(1, vec![0; 1000], 1);
     let expected =
         RequestError::TooLong { positions: 1001, limit: 1000, why: "the model's context".into() };

@@ -61,6 +61,10 @@ fn a_tab_gets_a_replica_however_fast_it_is_and_whoever_may_see_text_keeps_the_la
     bench.join_spec(tab(2, 100 * MIB, FAST));
     assert_eq!(given(&bench, 2), [(1, LAYERS + 1, "wgsl-f32".to_owned())]);
     assert_eq!(taken_back(&bench, 1), 0);
+    let view = bench.scheduler.view();
+    let pages: Vec<u32> =
+        view.workers.iter().flat_map(|w| &w.shards).map(|s| s.kv_pages.1).collect();
+    assert_eq!(pages, [256, 64], "a replica's KV cache takes less");
     // Nor is it moved when another comes.
     bench.join_spec(tab(3, 100 * MIB, FAST));
     bench.pass(Duration::from_secs(60));
