@@ -11,6 +11,7 @@ use engine::gpu::{Gpu, GpuChoice, GpuLimits, GpuShard, benchmark, block_on};
 use engine::{
     Class, Input, Isa, LoadError, Output, STEP_ROWS_MAX, Segment, StepError, kv_page_bytes,
 };
+use model::manifest::Dims;
 use model::testing::{Random, TinyModel};
 use numerics::choice::argmax;
 use serde_json::Value;
@@ -47,8 +48,15 @@ fn open() -> Option<Gpu> {
 
 fn load(gpu: &Gpu, tiny: &Tiny, span: Range<u32>, pages: u32) -> Result<GpuShard, LoadError> {
     let limits = GpuLimits { kv_pages_max: pages };
+    fill(tiny, GpuShard::new(gpu, &tiny.manifest, span, limits))
+}
+
+fn fill(
+    tiny: &Tiny,
+    shard: impl Future<Output = Result<GpuShard, LoadError>>,
+) -> Result<GpuShard, LoadError> {
     block_on(async {
-        let mut shard = GpuShard::new(gpu, &tiny.manifest, span, limits).await?;
+        let mut shard = shard.await?;
         for hash in shard.blobs() {
             let bytes = (*tiny.blobs[&hash]).as_ref();
             let mut offset = 0;
@@ -135,6 +143,31 @@ fn tiny_models_are_near_exact_f32_whole_or_split() {
             row = Some(step(&mut whole, part..part + 1, &segments, input).expect("a sound step"));
         }
         same(&row.expect("parts"), &got, &format!("{name}, part by part"));
+    }
+}
+
+#[test]
+fn matrices_beyond_what_a_kernel_sees_are_cut() {
+    let Some(gpu) = gpu() else { return };
+    for (name, tiny) in models() {
+        let tokens = tiny.tokens(4, 30);
+        let mut whole = shard(&gpu, &tiny, 0..tiny.parts());
+        // The first tokens few at a time, for the kernels of few rows; then the others.
+        let chunks = [(0, 1), (1, 5), (5, 30)];
+        let mut logits = |shard: &mut GpuShard| -> Vec<f32> {
+            let feed =
+                |&(from, to): &(usize, usize)| feed(shard, 1, from as u32, &tokens[from..to]);
+            chunks.iter().flat_map(feed).collect()
+        };
+        let want = logits(&mut whole);
+        let span = 0..tiny.parts();
+        let limits = GpuLimits { kv_pages_max: 2 };
+        // The largest tile of 16 rows of all these models has 8,192 bytes.
+        let new = GpuShard::new_in_pieces(&gpu, &tiny.manifest, span, limits, 9000);
+        let mut cut = fill(&tiny, new).expect("it loads");
+        let dispatches = |s: &GpuShard| s.plan(0..tiny.parts(), 1, 1).lines().count();
+        assert!(dispatches(&cut) > dispatches(&whole), "{name}: nothing was cut");
+        same(&logits(&mut cut), &want, name);
     }
 }
 
@@ -400,6 +433,11 @@ fn blobs_come_whole_and_in_order_or_not_at_all() {
     let far_too_many = GpuLimits { kv_pages_max: u32::MAX };
     let full = block_on(GpuShard::new(&gpu, &tiny.manifest, 0..parts, far_too_many)).err();
     assert!(matches!(full, Some(LoadError::OutOfMemory { .. })), "{full:?}");
+    let wide = TinyModel { tokenizer: false, ..TinyModel::llama(39) };
+    let dims = Dims { heads: 32, kv_heads: 1, head_dim: 2, ..wide.dims };
+    let wide = Tiny::new(&TinyModel { dims, ..wide });
+    let refused = block_on(GpuShard::new(&gpu, &wide.manifest, 0..parts, limits)).err();
+    assert!(matches!(refused, Some(LoadError::Manifest(_))), "{refused:?}");
     let cpu = tiny.load(0..parts, Class::WgslF32, engine::Limits::new(4, 1)).err();
     assert!(matches!(cpu, Some(LoadError::Class { .. })), "{cpu:?}");
     let page = |class| kv_page_bytes(&tiny.manifest, 0..parts, class);
@@ -414,7 +452,20 @@ fn a_lost_device_is_an_error() {
     let tokens = tiny.tokens(1, 5);
     feed(&mut shard, 1, 0, &tokens);
     assert_eq!(gpu.lost(), None);
-    gpu.destroy();
+    // In the middle of a step.
+    {
+        let more = tiny.tokens(2, 300);
+        let segments = [segment(2, 0, 300)];
+        let mut future = Box::pin(shard.step(0..tiny.parts(), &segments, Input::Tokens(&more)));
+        let mut context = std::task::Context::from_waker(std::task::Waker::noop());
+        let polled = future.as_mut().poll(&mut context);
+        gpu.destroy();
+        if polled.is_pending() {
+            let failed = block_on(future);
+            assert!(matches!(failed, Err(StepError::Device(_))), "{failed:?}");
+        }
+    }
+    assert_eq!(shard.positions(1), 5, "what it held is as it was");
     assert!(gpu.lost().is_some());
     for _ in 0..2 {
         let after = step(&mut shard, 0..tiny.parts(), &[segment(1, 5, 5)], Input::Tokens(&tokens));

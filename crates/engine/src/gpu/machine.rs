@@ -11,7 +11,6 @@ use web_time::Instant;
 use crate::kv::{PageCopy, PageTable};
 use crate::steps::{Run, first_not_finite};
 use crate::types::{Input, LoadError};
-use crate::weights::check_manifest;
 
 use super::buffers::Allocator;
 use super::device::Gpu;
@@ -20,7 +19,6 @@ use super::kv::KvPages;
 use super::pace::Work;
 use super::plan::Plan;
 use super::readback::{Pending, Readback};
-use super::upload::Upload;
 use super::weights::Weights;
 
 /// Rows that go through the dispatches together; scratch memory is bounded by it, and a
@@ -91,25 +89,24 @@ fn new_encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
 }
 
 impl Machine {
-    /// Makes all buffers of the parts `span`, and the ops that use them.
+    /// Makes the buffers that the parts `span` of a checked manifest need beside their
+    /// weights, and the ops that use both.
     ///
     /// # Errors
-    /// See [`super::GpuShard::new`].
+    /// [`LoadError::OutOfMemory`], or why these shapes cannot be computed.
     pub(crate) fn allocate(
         gpu: &Gpu,
         manifest: &Manifest,
-        span: Range<u32>,
+        span: &Range<u32>,
+        weights: &Weights,
         kv_pages_max: u32,
         allocator: &mut Allocator<'_>,
-        upload: &mut Upload,
     ) -> Result<Machine, LoadError> {
-        check_manifest(manifest, &span)?;
-        let (limits, shapes) = (gpu.limits(), shapes(manifest));
+        let shapes = shapes(manifest);
         let kernels = gpu.kernels(shapes);
         if let Some(reason) = kernels.refused() {
             return Err(LoadError::Manifest(reason));
         }
-        let weights = Weights::allocate(manifest, span.clone(), allocator, limits, upload)?;
         let kv = KvPages::allocate(&shapes, weights.layers.len(), kv_pages_max, allocator)?;
         let has_layers = !weights.layers.is_empty();
         let pages = if has_layers { kv_pages_max } else { 0 };
@@ -119,7 +116,7 @@ impl Machine {
         let scratch = allocate_scratch(&shapes, pages, has_layers, has_head, kept_max, allocator)?;
         Ok(Machine {
             gpu: gpu.clone(),
-            plan: Plan::compile(span.start, &weights, &kernels, &kv, &scratch),
+            plan: Plan::compile(span.start, weights, &kernels, &kv, &scratch),
             kv,
             scratch,
             readback: Readback::new(gpu.handle()),

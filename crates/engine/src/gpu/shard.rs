@@ -8,11 +8,13 @@ use model::Manifest;
 use crate::kv::PageTable;
 use crate::steps::{StepShape, fault_at, passes};
 use crate::types::{Class, Input, LoadError, Output, Segment, StepError};
+use crate::weights::check_manifest;
 
-use super::buffers::Allocator;
+use super::buffers::{Allocator, binding_bytes_max};
 use super::device::Gpu;
 use super::machine::Machine;
 use super::upload::Upload;
+use super::weights::Weights;
 
 /// What a shard may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -57,19 +59,44 @@ impl GpuShard {
         span: Range<u32>,
         limits: GpuLimits,
     ) -> Result<GpuShard, LoadError> {
+        GpuShard::allocate(gpu, manifest, span, limits, binding_bytes_max(gpu.limits())).await
+    }
+
+    /// [`GpuShard::new`] on a device whose kernels see at most `piece_bytes_max` bytes of a
+    /// matrix: larger ones are cut.
+    ///
+    /// # Errors
+    /// As [`GpuShard::new`].
+    #[cfg(feature = "testing")]
+    pub async fn new_in_pieces(
+        gpu: &Gpu,
+        manifest: &Manifest,
+        span: Range<u32>,
+        limits: GpuLimits,
+        piece_bytes_max: u64,
+    ) -> Result<GpuShard, LoadError> {
+        GpuShard::allocate(gpu, manifest, span, limits, piece_bytes_max).await
+    }
+
+    async fn allocate(
+        gpu: &Gpu,
+        manifest: &Manifest,
+        span: Range<u32>,
+        limits: GpuLimits,
+        piece_bytes_max: u64,
+    ) -> Result<GpuShard, LoadError> {
         if let Some(reason) = gpu.lost() {
             return Err(LoadError::Device(reason));
         }
+        check_manifest(manifest, &span)?;
         let mut allocator = Allocator::new(gpu.handle());
         let mut upload = Upload::default();
-        let machine = Machine::allocate(
-            gpu,
-            manifest,
-            span.clone(),
-            limits.kv_pages_max,
-            &mut allocator,
-            &mut upload,
-        );
+        let machine =
+            Weights::allocate(manifest, span.clone(), piece_bytes_max, &mut allocator, &mut upload)
+                .and_then(|weights| {
+                    let pages_max = limits.kv_pages_max;
+                    Machine::allocate(gpu, manifest, &span, &weights, pages_max, &mut allocator)
+                });
         // Verdicts come in order, so a refusal here is the last word on it.
         let settled = allocator.settle().await;
         let (machine, ()) = (machine?, settled?);

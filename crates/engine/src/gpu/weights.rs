@@ -9,7 +9,7 @@ use model::manifest::{Blob, Role, Tensor};
 
 use crate::types::LoadError;
 
-use super::buffers::{Allocator, binding_bytes_max};
+use super::buffers::Allocator;
 use super::kernels::{GpuMatrix, GpuVector, Piece, Place};
 use super::upload::Upload;
 
@@ -43,18 +43,17 @@ pub(crate) struct Weights {
 
 impl Weights {
     /// Makes the buffers of the parts `span` of a checked manifest and notes in `upload` what
-    /// goes into them.
+    /// goes into them; a piece of a matrix has `bytes_max` at most.
     ///
     /// # Errors
     /// [`LoadError::OutOfMemory`], or what is wrong with a tensor.
     pub(crate) fn allocate(
         manifest: &Manifest,
         span: Range<u32>,
+        bytes_max: u64,
         allocator: &mut Allocator<'_>,
-        limits: &wgpu::Limits,
         upload: &mut Upload,
     ) -> Result<Weights, LoadError> {
-        let bytes_max = binding_bytes_max(limits);
         let mut maker = Maker { manifest, allocator, upload, bytes_max, made: BTreeMap::new() };
         let mut weights = Weights { embedding: None, layers: Vec::new(), head: None };
         for part in span {
