@@ -92,10 +92,6 @@ fn feed(shard: &mut GpuShard, session: u64, position: u32, tokens: &[u32]) -> Ve
     step(shard, shard.span(), &segments, Input::Tokens(tokens)).expect("a sound step")
 }
 
-fn bits(values: &[f32]) -> Vec<u32> {
-    values.iter().map(|x| x.to_bits()).collect()
-}
-
 /// Same bits, and if not, where.
 fn same(got: &[f32], want: &[f32], what: &str) {
     assert_eq!(got.len(), want.len(), "{what}");
@@ -154,7 +150,7 @@ fn matrices_beyond_what_a_kernel_sees_are_cut() {
         let mut whole = shard(&gpu, &tiny, 0..tiny.parts());
         // The first tokens few at a time, for the kernels of few rows; then the others.
         let chunks = [(0, 1), (1, 5), (5, 30)];
-        let mut logits = |shard: &mut GpuShard| -> Vec<f32> {
+        let logits = |shard: &mut GpuShard| -> Vec<f32> {
             let feed =
                 |&(from, to): &(usize, usize)| feed(shard, 1, from as u32, &tokens[from..to]);
             chunks.iter().flat_map(feed).collect()

@@ -4,11 +4,12 @@
 //!
 //! `steps` checks what comes in, `kv` keeps the sessions' keys and values, `plan` turns a
 //! span of parts into commands, `run` executes them, `cpu` holds the kernels;
-//! `benchmark` measures them at a model's shapes; `crew` lets several instances share them. `gpu` is the same on GPUs.
+//! `benchmark` measures them at a model's shapes; `crew` lets several instances share them.
+//! `gpu` is the same on GPUs.
 
 mod benchmark;
-pub mod crew;
 mod cpu;
+pub mod crew;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod kv;
