@@ -166,7 +166,8 @@ impl Host {
                         .collect(),
                     wllama: std::env::var_os("WEFT_WLLAMA").map(PathBuf::from),
                 };
-                Ok(page.run(program, &scratch.join("wasm/profile"), PAGE_MAX, line))
+                let profile = scratch.join("wasm").join(format!("profile-{}", job.name()));
+                Ok(page.run(program, &profile, PAGE_MAX, line))
             }
         }
     }
