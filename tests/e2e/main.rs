@@ -8,6 +8,7 @@
 
 mod api_shape;
 mod bad_input;
+mod gpu;
 mod harness;
 mod lost_workers;
 mod sessions;
