@@ -7,7 +7,10 @@
 use std::time::Instant;
 
 use engine::gpu::block_on;
-use engine::gpu::kernels::{Variant, measure::measure_all};
+use engine::gpu::kernels::{
+    Variant,
+    measure::{Measured, measure_all},
+};
 
 fn main() {
     let filter = std::env::args().skip(1).find(|a| !a.starts_with("--")).unwrap_or_default();
@@ -34,28 +37,33 @@ fn main() {
             println!("{} ({}), {}", info.name, info.backend, variant.name());
             let start = Instant::now();
             let now = || start.elapsed().as_secs_f64();
-            match block_on(measure_all(&device, &queue, variant, &filter, &now)) {
-                Ok(results) => print(&results),
-                Err(error) => println!("failed: {error}"),
+            println!(
+                "{:<44} {:>10} {:>9} {:>8} {:>8} {:>9}",
+                "", "us", "MB", "GB/s", "of copy", "GFLOP/s"
+            );
+            let mut copy = None;
+            let mut report = |r: &Measured| print(r, *copy.get_or_insert(rate(r)));
+            let done = measure_all(&device, &queue, variant, &filter, &now, &mut report);
+            if let Err(error) = block_on(done) {
+                println!("failed: {error}");
             }
         }
     }
 }
 
-fn print(results: &[engine::gpu::kernels::measure::Measured]) {
-    let rate = |bytes: u64, seconds: f64| bytes as f64 / seconds / 1e9;
-    let copy = results.first().map_or(f64::NAN, |c| rate(c.bytes, c.seconds));
-    println!("{:<44} {:>10} {:>9} {:>8} {:>7} {:>9}", "", "us", "MB", "GB/s", "of copy", "GFLOP/s");
-    for r in results {
-        let speed = rate(r.bytes, r.seconds);
-        println!(
-            "{:<44} {:>10.1} {:>9.2} {:>8.2} {:>6.0}% {:>9.1}",
-            r.name,
-            r.seconds * 1e6,
-            r.bytes as f64 / 1e6,
-            speed,
-            100.0 * speed / copy,
-            r.flops as f64 / r.seconds / 1e9
-        );
-    }
+/// GB/s.
+fn rate(r: &Measured) -> f64 {
+    r.bytes as f64 / r.seconds / 1e9
+}
+
+fn print(r: &Measured, copy: f64) {
+    println!(
+        "{:<44} {:>10.1} {:>9.2} {:>8.2} {:>7.0}% {:>9.1}",
+        r.name,
+        r.seconds * 1e6,
+        r.bytes as f64 / 1e6,
+        rate(r),
+        100.0 * rate(r) / copy,
+        r.flops as f64 / r.seconds / 1e9
+    );
 }

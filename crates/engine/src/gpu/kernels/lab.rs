@@ -5,7 +5,9 @@ use model::layout::TENSOR_ALIGN;
 
 use super::readback::read;
 use super::step::StepData;
-use super::types::{GpuMatrix, GpuVector, Piece, Place, Scratch, Shapes, Variant, row_stride};
+#[cfg(feature = "testing")]
+use super::types::GpuVector;
+use super::types::{GpuMatrix, Piece, Place, Scratch, Shapes, Variant, row_stride};
 use super::{Op, kv_page_words, partials_bytes};
 
 /// What buffers are filled with beforehand: a NaN that no kernel makes by itself.
@@ -144,6 +146,7 @@ impl Lab<'_> {
     }
 
     /// A vector, not at the start of its buffer.
+    #[cfg(feature = "testing")]
     pub(super) fn vector(&self, values: &[f32]) -> GpuVector {
         let mut bytes = vec![0xff; TENSOR_ALIGN];
         bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));

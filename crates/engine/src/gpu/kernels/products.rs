@@ -41,7 +41,12 @@ impl Kernels {
                 few_rows(rows_max, dispatches)
             })
             .collect();
-        ways.push(any_shape(self.matmul(matrix, x, y, epilogue, rows, scratch)));
+        ways.push(any_shape(match self.variant {
+            Variant::Base => self.matmul(matrix, x, y, epilogue, rows, scratch),
+            Variant::Serial => {
+                self.matvec(matrix, x, y, epilogue, rows, matvec::COLUMNS_MAX, scratch)
+            }
+        }));
         Op { rows, ways }
     }
 
@@ -204,11 +209,13 @@ impl Kernels {
             RopePairs::Adjacent => true,
             RopePairs::HalfSplit => hd.is_multiple_of(2 * qkv::TILE_ROWS),
         };
-        let [one, some] = if fits && [q, k, v].iter().all(|m| m.pieces.len() == 1) {
-            COLUMNS
-                .map(|(_, columns)| vec![self.fused_qkv([q, k, v], biases, kv, columns, scratch)])
+        let [one, some, many] = if fits && [q, k, v].iter().all(|m| m.pieces.len() == 1) {
+            let [one, some] = COLUMNS
+                .map(|(_, columns)| vec![self.fused_qkv([q, k, v], biases, kv, columns, scratch)]);
+            let many = if self.variant == Variant::Serial { some.clone() } else { many };
+            [one, some, many]
         } else {
-            [one, some]
+            [one, some, many]
         };
         let ways = vec![few_rows(COLUMNS[0].0, one), few_rows(COLUMNS[1].0, some), any_shape(many)];
         Op { rows: Rows::All, ways }
@@ -313,6 +320,25 @@ impl Kernels {
     /// `gate = silu(gate_matrix·normed)·(up_matrix·normed)`; both matrices `[F, D]`, cut into
     /// the same pieces. One dispatch per piece for few rows, else two products and one more.
     pub fn gate_up(&self, gate: &GpuMatrix, up: &GpuMatrix, scratch: &Scratch) -> Op {
+        let mut ways: Vec<Way> = COLUMNS
+            .iter()
+            .map(|&(rows_max, columns)| {
+                few_rows(rows_max, self.fused_gate_up(gate, up, columns, scratch))
+            })
+            .collect();
+        ways.push(any_shape(match self.variant {
+            Variant::Base => self.separate_gate_up(gate, up, scratch),
+            Variant::Serial => self.fused_gate_up(gate, up, matvec::COLUMNS_MAX, scratch),
+        }));
+        Op { rows: Rows::All, ways }
+    }
+
+    fn separate_gate_up(
+        &self,
+        gate: &GpuMatrix,
+        up: &GpuMatrix,
+        scratch: &Scratch,
+    ) -> Vec<Dispatch> {
         let mut many = Vec::new();
         for (matrix, output) in [(gate, &scratch.gate), (up, &scratch.up)] {
             let x = &scratch.normed;
@@ -333,14 +359,7 @@ impl Kernels {
                 Groups::Fixed(1),
             ],
         ));
-        let mut ways: Vec<Way> = COLUMNS
-            .iter()
-            .map(|&(rows_max, columns)| {
-                few_rows(rows_max, self.fused_gate_up(gate, up, columns, scratch))
-            })
-            .collect();
-        ways.push(any_shape(many));
-        Op { rows: Rows::All, ways }
+        many
     }
 
     fn fused_gate_up(

@@ -102,8 +102,8 @@ pub enum Variant {
     /// f32, no optional feature, 16 KiB of workgroup memory, 256 invocations: runs on
     /// everything that has WebGPU.
     Base,
-    /// The same for adapters that compute on the CPU: an invocation adds up a row by itself
-    /// where few columns are multiplied. The results are those of `Base`, to the bit.
+    /// The same for adapters that compute on the CPU: an invocation adds up rows by itself,
+    /// without workgroup memory or waiting, for any number of columns. The results are those of `Base`, to the bit.
     Serial,
 }
 
@@ -119,7 +119,7 @@ impl Variant {
         }
     }
 
-    /// Invocations of a workgroup that multiplies few columns.
+    /// Invocations of a workgroup of the matrix-vector kernels.
     pub(super) const fn lane_threads(self) -> u32 {
         match self {
             Variant::Base => 64,
