@@ -40,9 +40,14 @@ pub struct Lent {
 impl Lent {
     /// With the tiny model.
     pub async fn start(test: &str) -> Lent {
+        Lent::start_model(test, &tiny_model()).await
+    }
+
+    /// With a random model, which is called the same.
+    pub async fn start_model(test: &str, model: &TinyModel) -> Lent {
         let files = Scratch::new(&format!("{test}-model"));
         let path = files.path(&format!("{MODEL}.gguf"));
-        std::fs::write(&path, tiny_model().to_bytes()).expect("a file");
+        std::fs::write(&path, model.to_bytes()).expect("a file");
         Lent::start_on(test, &path, files).await
     }
 

@@ -14,4 +14,5 @@ mod harness;
 mod lent;
 mod looks;
 mod manners;
+mod mixed;
 mod serving;

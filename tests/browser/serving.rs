@@ -9,9 +9,10 @@ use crate::lent::{LAYERS, Lent, request};
 const LONG: u32 = 300;
 /// Tokens that have come when it is.
 const INTERRUPT_AFTER: usize = 8;
-/// How far the log probability of a token may be from the canonical one on a GPU. Its products
-/// round in another order and its KV cache is f16 as well, over a few layers.
-const LOGPROB_TOLERANCE: f64 = 0.02;
+/// How far a token's log probability on a GPU may be from the canonical one. That class rounds
+/// activations to 8 bits before each product, which the GPU does not: in a model as narrow as
+/// these that is some hundredths, while a wrong kernel is off by whole units.
+const LOGPROB_TOLERANCE: f64 = 0.15;
 /// Nothing of the weights, but the manifest may be asked for again.
 const MANIFEST_BYTES_MAX: u64 = 64 << 10;
 
@@ -29,8 +30,30 @@ async fn answered_natively(lent: &Lent, path: &str, body: &Value) -> Value {
     answer
 }
 
-async fn written_natively(lent: &Lent, tokens: u32) -> Value {
+pub async fn written_natively(lent: &Lent, tokens: u32) -> Value {
     answered_natively(lent, "/v1/completions", &request(tokens)).await
+}
+
+/// The same tokens with nearly the same log probabilities, up to the first where two tokens were
+/// equally likely to within the tolerance.
+#[track_caller]
+pub fn assert_near(got: &Value, expected: &Value) {
+    let of = |answer: &Value| -> Vec<(String, f64)> {
+        let logprobs = &answer["choices"][0]["logprobs"];
+        let tokens = logprobs["tokens"].as_array().expect("tokens").iter();
+        let values = logprobs["token_logprobs"].as_array().expect("values").iter();
+        let number = |value: &Value| value.as_f64().expect("a number");
+        tokens.zip(values).map(|(token, value)| (token.to_string(), number(value))).collect()
+    };
+    let (got, expected) = (of(got), of(expected));
+    assert_eq!(got.len(), expected.len());
+    for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
+        let off = (got.1 - expected.1).abs();
+        assert!(off <= LOGPROB_TOLERANCE, "token {index}: {got:?}, canonical {expected:?}");
+        if got.0 != expected.0 {
+            return;
+        }
+    }
 }
 
 fn text(answer: &Value) -> &str {
@@ -83,25 +106,7 @@ async fn webgpu_serves_within_the_tolerance_of_its_class() {
     assert!(lent.chrome.text("#device").await.contains("WebGPU"));
 
     let got = lent.generate(12).await.ok();
-    let logprobs = |answer: &Value| -> Vec<(String, f64)> {
-        let logprobs = &answer["choices"][0]["logprobs"];
-        let tokens = logprobs["tokens"].as_array().expect("tokens").iter();
-        let values = logprobs["token_logprobs"].as_array().expect("values").iter();
-        let pair = |(token, value): (&Value, &Value)| {
-            (token.to_string(), value.as_f64().expect("a number"))
-        };
-        tokens.zip(values).map(pair).collect()
-    };
-    let (got, expected) = (logprobs(&got), logprobs(&expected));
-    assert_eq!(got.len(), expected.len());
-    for (index, (got, expected)) in got.iter().zip(&expected).enumerate() {
-        let off = (got.1 - expected.1).abs();
-        assert!(off <= LOGPROB_TOLERANCE, "token {index}: {got:?}, canonical {expected:?}");
-        if got.0 != expected.0 {
-            // Two tokens were equally likely to within the tolerance; from here on they differ.
-            break;
-        }
-    }
+    assert_near(&got, &expected);
     lent.chrome.script("document.querySelector('#benchmark').open = true").await;
     let benchmark = lent.chrome.text("#benchmark").await;
     assert!(

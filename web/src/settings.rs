@@ -16,6 +16,10 @@ const GIB: u64 = 1 << 30;
 /// Memory that may be lent, bytes.
 pub const MEMORY_CHOICES: [u64; 8] =
     [128 * MIB, 256 * MIB, 512 * MIB, GIB, 2 * GIB, 4 * GIB, 8 * GIB, 16 * GIB];
+/// Memory without which there is no room for a layer, bytes: the least that is kept.
+pub const MEMORY_MIN: u64 = 16 * MIB;
+/// The most that is kept, bytes.
+pub const MEMORY_MAX: u64 = 64 * GIB;
 /// Disk that may be used, bytes.
 pub const DISK_CHOICES: [u64; 7] = [0, 256 * MIB, GIB, 2 * GIB, 5 * GIB, 10 * GIB, 20 * GIB];
 /// Bytes down and up together; 0 is no cap.
@@ -82,7 +86,11 @@ impl Settings {
             if choices.contains(&value) { value } else { other }
         };
         Settings {
-            memory_bytes: one_of(kept.memory_bytes, &MEMORY_CHOICES, default.memory_bytes),
+            memory_bytes: match kept.memory_bytes {
+                // Not only what the page offers: a limit may have been set by hand.
+                MEMORY_MIN..=MEMORY_MAX => kept.memory_bytes,
+                _ => default.memory_bytes,
+            },
             disk_bytes: one_of(kept.disk_bytes, &DISK_CHOICES, default.disk_bytes),
             data_bytes: one_of(kept.data_bytes, &DATA_CHOICES, default.data_bytes),
             intensity_percent: kept.intensity_percent.clamp(25, 100),

@@ -14,7 +14,11 @@ use crate::words;
 #[component]
 pub fn Controls(tab: Tab) -> impl IntoView {
     let settings = tab.settings;
-    let memory = MEMORY_CHOICES.map(|choice| (choice, words::size(choice)));
+    let mut memory = MEMORY_CHOICES.to_vec();
+    memory.push(settings.with_untracked(|s| s.memory_bytes));
+    memory.sort_unstable();
+    memory.dedup();
+    let memory: Vec<_> = memory.into_iter().map(|choice| (choice, words::size(choice))).collect();
     let none = |choice: u64, words_for_none: &str| match choice {
         0 => (choice, words_for_none.to_owned()),
         choice => (choice, words::size(choice)),
@@ -49,7 +53,7 @@ pub fn Controls(tab: Tab) -> impl IntoView {
                     <p class="why" id="intensity-why">"The share of the time that it computes; it rests between steps."</p>
                 </div>
                 <Choice tab id="memory" label="Memory" why="Weights, cache and scratch, on the GPU or not."
-                    choices=memory.to_vec() read=|s| s.memory_bytes write=|s, v| s.memory_bytes = v/>
+                    choices=memory read=|s| s.memory_bytes write=|s, v| s.memory_bytes = v/>
                 <Choice tab id="disk" label="Disk" why="Layers kept for the next visit."
                     choices=disk.to_vec() read=|s| s.disk_bytes write=|s, v| s.disk_bytes = v/>
                 <Choice tab id="data" label="Data cap" why="Down and up together in this visit; then it stops."
