@@ -304,6 +304,8 @@ async fn on_gpu(
         let mut take = |offset, piece: &[u8]| {
             shard.write_blob(&hash, offset, piece).map_err(|error| error.to_string())
         };
+        // Whoever loads must still be able to answer the coordinator.
+        gpu.idle().await.map_err(LoadError::Engine)?;
         source.pieces(&hash, &mut take).await.map_err(LoadError::Blob)?;
     }
     shard.finish().await.map_err(refused)?;

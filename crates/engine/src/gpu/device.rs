@@ -159,6 +159,15 @@ impl Gpu {
         self.inner.handle.lost()
     }
 
+    /// Waits until the device has done what it was given. In a browser, giving a busy device
+    /// much more blocks the whole worker.
+    ///
+    /// # Errors
+    /// The device is lost; why, in words.
+    pub async fn idle(&self) -> Result<(), String> {
+        self.inner.handle.idle().await
+    }
+
     /// Gives the device up, for all clones: what a driver's reset does too.
     pub fn destroy(&self) {
         self.inner.handle.device.destroy();
