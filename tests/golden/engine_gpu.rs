@@ -237,6 +237,11 @@ fn a_step_longer_than_a_pass_is_the_same() {
     let tokens = [&first[..], &second[..]].concat();
     let got = step(&mut shard, 0..tiny.parts(), &segments, Input::Tokens(&tokens));
     same(&got.expect("a sound step"), &want, "610 rows");
+    // One by one, where attention is split over the keys.
+    for position in 290..300 {
+        let got = feed(&mut shard, 1, position as u32, &first[position..=position]);
+        same(&got, &want[position * vocab..(position + 1) * vocab], "a long session's decode");
+    }
 }
 
 #[test]
