@@ -271,6 +271,7 @@ async fn find(choice: GpuChoice) -> Result<wgpu::Adapter, GpuError> {
     best.ok_or_else(|| GpuError::NoAdapter("no driver offers one".to_owned()))
 }
 
+#[cfg(not(target_arch = "wasm32"))]
 fn describe(index: u32, info: &wgpu::AdapterInfo) -> AdapterDescription {
     AdapterDescription {
         index,
