@@ -40,6 +40,6 @@ pub struct Readiness {
 pub struct Uncovered {
     /// Its name.
     pub model: String,
-    /// What nobody holds: `the embedding, layers 3..=7, the head`.
+    /// What nobody holds: `the embedding, layers 3 to 7, the head`.
     pub missing: String,
 }

@@ -340,7 +340,7 @@ pub enum Doing {
     Generating,
     /// It was queued behind others.
     WaitingForPlace,
-    /// It lacked something of the fleet, for people: `layers 3..=7 of m`.
+    /// It lacked something of the fleet, for people: `layers 3 to 7 of m`.
     WaitingFor(String),
 }
 
@@ -482,7 +482,7 @@ pub struct ModelView {
     pub classes: Vec<String>,
     /// Whether every part is ready somewhere.
     pub covered: bool,
-    /// What is not, for people: `the embedding, layers 3..=7, the head`.
+    /// What is not, for people: `the embedding, layers 3 to 7, the head`.
     pub missing: Option<String>,
     /// Replicas per part, embedding first, head last.
     pub replicas: Vec<u32>,

@@ -259,7 +259,7 @@ pub fn layer_count(model: &ModelSpec, span: Span) -> u32 {
     span.end.min(last).saturating_sub(span.first.max(1))
 }
 
-/// A span in words: `the embedding, layers 3..=7, the head`; layers are counted from 0.
+/// A span in words: `the embedding, layers 3 to 7, the head`; layers are counted from 0.
 pub fn describe(model: &ModelSpec, span: Span) -> String {
     let last = model.parts.len() as u32 - 1;
     let mut words = Vec::new();
@@ -270,7 +270,7 @@ pub fn describe(model: &ModelSpec, span: Span) -> String {
     if first + 1 == end {
         words.push(format!("layer {}", first - 1));
     } else if first < end {
-        words.push(format!("layers {}..={}", first - 1, end - 2));
+        words.push(format!("layers {} to {}", first - 1, end - 2));
     }
     if span.end == last + 1 {
         words.push("the head".to_owned());

@@ -193,11 +193,11 @@ async fn what_the_scheduler_refuses_has_its_status() {
             "9 positions and at most 8",
         ),
         (
-            deadline(Doing::WaitingFor("layers 3..=7 of m".into())),
+            deadline(Doing::WaitingFor("layers 3 to 7 of m".into())),
             503,
             SERVER,
             "not_ready_in_time",
-            "layers 3..=7",
+            "layers 3 to 7",
         ),
         (deadline(Doing::WaitingForPlace), 503, SERVER, "not_ready_in_time", "a place"),
         (deadline(Doing::Generating), 504, SERVER, "deadline_exceeded", "after 300 s generating"),

@@ -64,7 +64,7 @@ fn view() -> FleetView {
         recoveries: 1,
     };
     FleetView {
-        models: vec![model_view("m", None), model_view("org/other", Some("layers 1..=1"))],
+        models: vec![model_view("m", None), model_view("org/other", Some("layer 1"))],
         workers: vec![worker],
         sessions: vec![session],
         queued: 1,
@@ -95,7 +95,7 @@ async fn the_fleet_is_shown() {
     assert_eq!(
         answer.json(),
         json!({
-            "models": [model("m", true, Value::Null), model("org/other", false, "layers 1..=1".into())],
+            "models": [model("m", true, Value::Null), model("org/other", false, "layer 1".into())],
             "workers": [{
                 "id": 7, "name": "<b>loom</b>", "kind": "native", "backend": "cpu",
                 "device": "AVX2", "notes": ["no GPU"], "hidden": true,
@@ -124,7 +124,7 @@ async fn readiness_names_what_is_missing() {
     let server = Server::with_view(Vec::new(), view()).await;
     let answer = server.get("/readyz").await;
     assert_eq!(answer.status, 503);
-    let uncovered = json!([{"model": "org/other", "missing": "layers 1..=1"}]);
+    let uncovered = json!([{"model": "org/other", "missing": "layer 1"}]);
     assert_eq!(answer.json(), json!({"ready": false, "uncovered": uncovered}));
     let health = server.get("/healthz").await;
     assert_eq!((health.status, health.json()), (200, json!({"status": "ok"})));

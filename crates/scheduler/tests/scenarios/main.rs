@@ -48,7 +48,7 @@ fn the_ends_are_held_before_anyone_comes_for_the_layers() {
     bench.join(1, 100 * MIB, true, Holds::Ends);
     assert_eq!(bench.shards(), [(1, None, true, false), (1, None, false, true)]);
     let missing = bench.scheduler.view().models[0].missing.clone().unwrap();
-    assert!(missing.starts_with("layers 0..=3 ("), "{missing}");
+    assert!(missing.starts_with("layers 0 to 3 ("), "{missing}");
     bench.join(2, 100 * MIB, false, Holds::Anything);
     assert!(bench.scheduler.view().models[0].covered);
 }
@@ -68,7 +68,7 @@ fn what_cannot_run_is_refused_with_the_reason() {
     bench.submit(3, vec![1], 1);
     assert!(matches!(bench.refused[&RequestId(3)], RequestError::Busy { waiting: 1, .. }));
     bench.pass(Duration::from_secs(61));
-    let doing = Doing::WaitingFor("the embedding, layers 0..=3, the head of m".to_owned());
+    let doing = Doing::WaitingFor("the embedding, layers 0 to 3, the head of m".to_owned());
     let expected = RequestError::Deadline { waited_s: 60, doing };
     assert_eq!(bench.refused[&RequestId(2)], expected);
 }
@@ -79,7 +79,7 @@ fn a_fleet_too_small_says_how_much_is_missing() {
     bench.join(1, 3 * MIB, true, Holds::Anything);
     let view = bench.scheduler.view();
     let missing = view.models[0].missing.as_deref().unwrap();
-    assert!(missing.starts_with("the embedding, layers 0..=3, the head (m needs "), "{missing}");
+    assert!(missing.starts_with("the embedding, layers 0 to 3, the head (m needs "), "{missing}");
     assert!(missing.contains("the workers here lend 3 MiB"), "{missing}");
     let why = view.workers[0].idle_because.as_deref().unwrap();
     assert!(why.starts_with("waits for more workers"), "{why}");
