@@ -247,7 +247,7 @@ impl Drop for Chrome {
                 "DELETE /session/{session} HTTP/1.1\r\nhost: {address}\r\nconnection: close\r\n\r\n"
             )?;
             // It answers when the browser has ended, and may keep the connection.
-            socket.read_exact(&mut [0]).map(|()| ())
+            socket.read_exact(&mut [0])
         };
         if let Err(error) = quit() {
             eprintln!("the browser may still run: {error}");

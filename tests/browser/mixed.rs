@@ -8,13 +8,14 @@ use crate::harness::machine;
 use crate::lent::{Lent, request, tiny_model};
 use crate::serving::{assert_near, written_natively};
 
-/// Memory that each of the three lends: room for half of the layers at most.
+/// Memory that each of the three lends: room for four of the nine layers, so that none of them
+/// can be spared.
 const MEMORY_MIB: u64 = 24;
 
 /// A model whose layers are large against what a worker needs besides.
 fn model() -> TinyModel {
     let dims = Dims {
-        layers: 6,
+        layers: 9,
         d_model: 512,
         heads: 8,
         kv_heads: 4,
@@ -55,5 +56,8 @@ async fn tabs_on_webgpu_and_wasm_and_a_native_worker_share_one_model() {
     }
     let got = lent.coordinator.api.post("/v1/completions", &request(8)).await.ok();
     assert_near(&got, &expected);
+    for worker in lent.coordinator.fleet().await.workers() {
+        assert!(worker["rows"].as_u64() > Some(0), "each of them computes: {worker}");
+    }
     lent.chrome.screenshot("mixed").await;
 }

@@ -10,9 +10,9 @@ const LONG: u32 = 300;
 /// Tokens that have come when it is.
 const INTERRUPT_AFTER: usize = 8;
 /// How far a token's log probability on a GPU may be from the canonical one. That class rounds
-/// activations to 8 bits before each product, which the GPU does not: in a model as narrow as
-/// these that is some hundredths, while a wrong kernel is off by whole units.
-const LOGPROB_TOLERANCE: f64 = 0.15;
+/// activations to 8 bits before each product, which the GPU does not, and random layers damp
+/// nothing: 0.04 was seen over six and 0.21 over nine. A wrong kernel is off by whole units.
+const LOGPROB_TOLERANCE: f64 = 0.5;
 /// Nothing of the weights, but the manifest may be asked for again.
 const MANIFEST_BYTES_MAX: u64 = 64 << 10;
 

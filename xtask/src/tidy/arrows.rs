@@ -61,9 +61,10 @@ mod tests {
     #[test]
     fn the_designs_arrows_pass() {
         let metadata = metadata(&[
-            ("engine", &["model", "numerics", "dev>protocol"]),
+            ("engine", &["model", "numerics", "shaders", "dev>protocol"]),
             ("model", &[]),
             ("numerics", &[]),
+            ("shaders", &[]),
             ("protocol", &[]),
             ("tests", &["engine", "protocol"]),
         ]);
