@@ -124,6 +124,18 @@ pub async fn get<T: DeserializeOwned>(path: &str) -> Result<T, String> {
     serde_json::from_str(&text).map_err(|error| format!("{path}: {error}"))
 }
 
+/// Asks the browser not to evict what is kept here when its disk runs short. It may say no, or
+/// ask its owner.
+pub fn persist() {
+    let storage = property(&window().navigator(), "storage");
+    let persist = storage.as_ref().and_then(|storage| property(storage, "persist"));
+    let persist = persist.and_then(|persist| persist.dyn_into::<Function>().ok());
+    if let (Some(storage), Some(persist)) = (storage, persist) {
+        // The answer changes nothing here: layers that are gone are fetched again.
+        let _ = persist.call0(&storage);
+    }
+}
+
 /// Loads the worker. What it says, and an error that it cannot catch itself, come back.
 ///
 /// # Errors

@@ -93,6 +93,9 @@ impl Tab {
     }
 
     fn spawn(self) {
+        if self.settings.with_untracked(|settings| settings.disk_bytes > 0) {
+            browser::persist();
+        }
         let number = self.spawned.get_value() + 1;
         self.spawned.set_value(number);
         let current = move || self.spawned.get_value() == number;
