@@ -7,7 +7,8 @@ use model::testing::TinyModel;
 use serde_json::{Value, json};
 
 use crate::chrome::Chrome;
-use crate::harness::{Answer, Coordinator, Scratch};
+use crate::harness::client::Answer;
+use crate::harness::{Coordinator, Scratch};
 
 /// Layers of [`tiny_model`].
 pub const LAYERS: u64 = 6;

@@ -1,6 +1,6 @@
 //! Starting coordinators and workers, and asking them.
 
-mod client;
+pub mod client;
 mod process;
 mod written;
 
@@ -14,7 +14,7 @@ use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{Mutex, MutexGuard};
 
-pub use client::{Answer, Api, Events};
+pub use client::{Api, Events};
 pub use process::Process;
 pub use written::{Written, alone, request, stream_of};
 
