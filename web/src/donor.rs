@@ -287,9 +287,8 @@ impl Donor {
                 self.worker = Worker::Started;
                 let settings = self.settings.for_worker(self.backend);
                 effects.push(Effect::Post(ToTab::Start(settings)));
-                if self.hidden {
-                    effects.push(Effect::Post(ToTab::Visibility { hidden: true }));
-                }
+                // It may have been told otherwise before it rested.
+                effects.push(Effect::Post(ToTab::Visibility { hidden: self.hidden }));
             }
             Worker::Started if !run => self.pause(effects),
             Worker::Finishing if self.wish != Wish::Finishing || self.held().is_some() => {

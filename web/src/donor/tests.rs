@@ -50,7 +50,7 @@ fn check(donor: &mut Donor, steps: &[(Event, &[&str])]) {
 
 fn started() -> Donor {
     let mut donor = donor();
-    check(&mut donor, &[(Event::Start, &["spawn"]), (loaded(), &["start"])]);
+    check(&mut donor, &[(Event::Start, &["spawn"]), (loaded(), &["start", "hidden: false"])]);
     donor
 }
 
@@ -79,7 +79,7 @@ fn a_pause_that_is_answered_keeps_the_worker() {
             (status(TabPhase::Serving), &[]),
             (status(TabPhase::Paused), &[]),
             (Event::Overdue(1), &[]),
-            (Event::Start, &["start"]),
+            (Event::Start, &["start", "hidden: false"]),
         ],
     );
 }
@@ -96,7 +96,7 @@ fn a_pause_that_is_not_answered_ends_the_worker() {
         ],
     );
     assert_eq!((donor.status.phase, donor.status.tokens), (TabPhase::Paused, 7));
-    check(&mut donor, &[(Event::Start, &["spawn"]), (loaded(), &["start"])]);
+    check(&mut donor, &[(Event::Start, &["spawn"]), (loaded(), &["start", "hidden: false"])]);
     // The old deadline means nothing for the new worker.
     check(&mut donor, &[(Event::Overdue(1), &[])]);
 }
@@ -109,7 +109,7 @@ fn started_again_while_pausing_it_waits_for_the_pause() {
         &[
             (Event::Pause, &["pause: paused by its owner", "deadline 1"]),
             (Event::Start, &[]),
-            (status(TabPhase::Paused), &["start"]),
+            (status(TabPhase::Paused), &["start", "hidden: false"]),
         ],
     );
 }
@@ -149,7 +149,7 @@ fn on_battery_it_pauses_and_goes_on_when_charging() {
         ],
     );
     assert_eq!((donor.wish(), donor.held()), (Wish::Running, Some("on battery")));
-    check(&mut donor, &[(Event::Charging(Some(true)), &["start"])]);
+    check(&mut donor, &[(Event::Charging(Some(true)), &["start", "hidden: false"])]);
     let careless = Settings { only_charging: false, ..Settings::default() };
     check(&mut donor, &[(Event::Settings(careless), &[]), (Event::Charging(Some(false)), &[])]);
 }
@@ -164,7 +164,20 @@ fn hidden_it_goes_on_unless_its_owner_says_otherwise() {
         &[
             (Event::Settings(strict), &["pause: hidden", "deadline 1"]),
             (status(TabPhase::Paused), &[]),
-            (Event::Visibility { hidden: false }, &["start"]),
+            (Event::Visibility { hidden: false }, &["start", "hidden: false"]),
+        ],
+    );
+}
+
+#[test]
+fn a_hidden_tab_says_so_to_the_worker_it_starts() {
+    let mut donor = donor();
+    check(
+        &mut donor,
+        &[
+            (Event::Visibility { hidden: true }, &[]),
+            (Event::Start, &["spawn"]),
+            (loaded(), &["start", "hidden: true"]),
         ],
     );
 }
@@ -177,7 +190,7 @@ fn frozen_it_leaves_at_once_and_comes_back() {
         &[
             (Event::Frozen(true), &["pause: frozen by the browser", "deadline 1"]),
             (Event::Frozen(false), &[]),
-            (status(TabPhase::Paused), &["start"]),
+            (status(TabPhase::Paused), &["start", "hidden: false"]),
         ],
     );
 }
