@@ -24,7 +24,7 @@ pub enum ClientError {
     #[error("the coordinator says: {0}")]
     Dismissed(String),
     /// The worker cannot compute any more.
-    #[error("the compute thread failed, which it tells above: start the worker again")]
+    #[error("it can compute no more, for the reason told above: start the worker again")]
     Broken,
     /// There is no coordinator that this worker could join.
     #[error(transparent)]

@@ -41,7 +41,14 @@ pub(crate) struct Compute {
 impl Compute {
     /// Executes commands until their sender is gone. Outcomes go straight into the worker's
     /// state machine, on this thread, so that the next step starts without a wake-up.
-    pub(crate) fn run(self, commands: &mpsc::Receiver<Command>, shared: &Weak<Shared>) {
+    ///
+    /// # Errors
+    /// Why it can compute no more: what computes is lost.
+    pub(crate) fn run(
+        self,
+        commands: &mpsc::Receiver<Command>,
+        shared: &Weak<Shared>,
+    ) -> Result<(), String> {
         let mut shards = Shards::new(self.computer, self.memory_bytes);
         while let Ok(command) = commands.recv() {
             let began = Instant::now();
@@ -85,12 +92,26 @@ impl Compute {
                     None
                 }
             };
-            let Some(shared) = shared.upgrade() else { return };
+            let Some(shared) = shared.upgrade() else { return Ok(()) };
             if let Some(event) = event {
                 shared.handle(event);
             }
+            if let Some(reason) = lost(shards.computer()) {
+                return Err(reason);
+            }
         }
+        Ok(())
     }
+}
+
+/// Why what computes takes no more work, if it does not.
+fn lost(computer: &Computer) -> Option<String> {
+    #[cfg(feature = "gpu")]
+    if let Computer::Gpu(gpu) = computer {
+        return gpu.lost();
+    }
+    let _ = computer;
+    None
 }
 
 /// Does something with a shard; a panic breaks that shard, not the worker, and is the error.

@@ -81,6 +81,9 @@ fn gpu(options: &Options, adapter: Option<u32>) -> Result<Lent, String> {
     if let Some(reason) = gpu.lost() {
         return Err(format!("{}: {reason}", info.name));
     }
+    if let Some(problem) = measured.problem() {
+        return Err(format!("{}: {problem}", info.name));
+    }
     let notes = info.rejected.iter().map(|r| format!("{}: {}", r.variant, r.reason)).collect();
     let (memory_bytes, memory_reason) = match options.memory_bytes {
         Some(bytes) => (bytes, "as told".to_owned()),

@@ -2,7 +2,8 @@
 
 use std::io::IsTerminal;
 use std::process::ExitCode;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
 
 use clap::Parser;
 use protocol::WorkerKind;
@@ -10,7 +11,7 @@ use tracing_subscriber::EnvFilter;
 use worker::blobs::{Cache, Http};
 use worker::client::{self, ClientError};
 use worker::lent::{self, Lent};
-use worker::options::{Flags, Options};
+use worker::options::{Backend, Flags, Options};
 use worker::{BlobSource, Identity, Setup, Worker, identity, machine, socket};
 use worker_core::Config;
 
@@ -18,6 +19,10 @@ use worker_core::Config;
 const EXIT_DISMISSED: u8 = 3;
 /// Ended by a second signal.
 const EXIT_INTERRUPTED: i32 = 130;
+/// A GPU that is lost more often than this in a row is not opened again.
+const GPU_LOSSES_MAX: u32 = 3;
+/// A GPU that worked for so long is a good one.
+const GPU_GOOD_AFTER: Duration = Duration::from_secs(600);
 
 fn main() -> ExitCode {
     let flags = Flags::parse();
@@ -87,35 +92,113 @@ async fn run(options: Options) -> Result<(), Failure> {
         return Err("--key is one worker's, and each GPU is a worker: leave it away".to_string())?;
     }
     let source = blob_source(&options, &url, tls.clone())?;
-    let mut workers = Vec::new();
-    for lent in lent {
-        workers.push(Arc::new(start(&options, lent, source.clone())?));
-    }
-    tokio::spawn(drain_on_signal(workers.clone()));
     let tls = tls.map(Arc::new);
+    let mut lending = Vec::new();
     let mut serving = tokio::task::JoinSet::new();
-    for worker in workers {
-        let (url, tls) = (url.clone(), tls.clone());
-        serving.spawn(async move { client::run(&worker, &url, tls).await });
+    for (index, lent) in lent.into_iter().enumerate() {
+        let one = Arc::new(Lending::default());
+        lending.push(one.clone());
+        // What was opened for this one, should it have to be opened again.
+        let mut options = options.clone();
+        options.gpus = options.gpus.get(index).copied().into_iter().collect();
+        let (source, url, tls) = (source.clone(), url.clone(), tls.clone());
+        serving.spawn(async move { one.lend(options, lent, source, &url, tls).await });
     }
+    tokio::spawn(drain_on_signal(lending));
     // Workers of one process stand and fall by themselves; the first failure is told.
     let mut outcome = Ok(());
     while let Some(served) = serving.join_next().await {
         let served = served.map_err(|e| format!("a worker failed: {e}"))?;
-        if let Err(error) = &served
+        if let Err(Failure::Error(reason) | Failure::Dismissed(reason)) = &served
             && !serving.is_empty()
         {
-            tracing::error!("{error}");
+            tracing::error!("{reason}");
         }
         outcome = outcome.and(served);
     }
-    match outcome {
-        Ok(()) => {
-            tracing::info!("left in good order");
-            Ok(())
+    if outcome.is_ok() {
+        tracing::info!("left in good order");
+    }
+    outcome
+}
+
+/// One thing that computes, lent for as long as that goes.
+#[derive(Default)]
+struct Lending {
+    state: Mutex<LendingState>,
+}
+
+#[derive(Default)]
+struct LendingState {
+    worker: Option<Arc<Worker>>,
+    /// Told to leave, by this signal.
+    leaving: Option<&'static str>,
+}
+
+impl Lending {
+    fn state(&self) -> MutexGuard<'_, LendingState> {
+        self.state.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Leaves in good order.
+    fn leave(&self, signal: &'static str) {
+        let mut state = self.state();
+        state.leaving = Some(signal);
+        if let Some(worker) = &state.worker {
+            worker.drain(signal);
         }
-        Err(error @ ClientError::Dismissed(_)) => Err(Failure::Dismissed(error.to_string())),
-        Err(error) => Err(Failure::Error(error.to_string())),
+    }
+
+    /// Serves until told to leave. A GPU that is lost is opened, tested and measured again.
+    async fn lend(
+        &self,
+        options: Options,
+        mut lent: Lent,
+        source: BlobSource,
+        url: &reqwest::Url,
+        tls: Option<Arc<rustls::ClientConfig>>,
+    ) -> Result<(), Failure> {
+        let mut losses = 0;
+        loop {
+            let (suffix, is_gpu) = (lent.suffix.clone(), lent.computer.backend() == "wgpu");
+            let worker = Arc::new(start(&options, lent, source.clone())?);
+            {
+                let mut state = self.state();
+                if let Some(signal) = state.leaving {
+                    worker.drain(signal);
+                }
+                state.worker = Some(worker.clone());
+            }
+            let began = Instant::now();
+            let served = client::run(&worker, url, tls.clone()).await;
+            // With it goes the lock on its key.
+            self.state().worker = None;
+            drop(worker);
+            match served {
+                Ok(()) => return Ok(()),
+                Err(error @ ClientError::Dismissed(_)) => {
+                    return Err(Failure::Dismissed(error.to_string()));
+                }
+                Err(ClientError::Broken) if is_gpu => {
+                    losses = if began.elapsed() > GPU_GOOD_AFTER { 1 } else { losses + 1 };
+                    if losses > GPU_LOSSES_MAX {
+                        let reason = format!("the GPU was lost {losses} times in a row");
+                        return Err(Failure::Error(reason));
+                    }
+                }
+                Err(error) => return Err(Failure::Error(error.to_string())),
+            }
+            if self.state().leaving.is_some() {
+                return Ok(());
+            }
+            tracing::warn!("opening the GPU again");
+            let mut reopening = options.clone();
+            reopening.backend = Backend::Wgpu;
+            let opened = tokio::task::spawn_blocking(move || lent::choose(&reopening)).await;
+            let opened = opened.map_err(|e| format!("opening the GPU failed: {e}"))??;
+            lent = opened.into_iter().next().ok_or("the GPU is gone".to_owned())?;
+            lent.suffix = suffix;
+        }
     }
 }
 
@@ -188,10 +271,10 @@ fn blob_source(
 }
 
 /// The first signal asks the workers to leave in good order, the second ends the process.
-async fn drain_on_signal(workers: Vec<Arc<Worker>>) {
+async fn drain_on_signal(lending: Vec<Arc<Lending>>) {
     let name = signal().await;
     tracing::info!("{name}: finishing the steps at hand; again to end at once");
-    workers.iter().for_each(|worker| worker.drain(name));
+    lending.iter().for_each(|one| one.leave(name));
     signal().await;
     std::process::exit(EXIT_INTERRUPTED);
 }

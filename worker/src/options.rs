@@ -49,8 +49,9 @@ pub struct Flags {
     #[arg(long, value_name = "N", env = "WEFT_WORKER_THREADS",
           value_parser = clap::value_parser!(u32).range(1..=1024))]
     pub threads: Option<u32>,
-    /// Memory lent for weights, KV cache and scratch, MiB
-    /// [default: half of what is available at the start]
+    /// Memory lent for weights and KV cache, MiB; scratch comes on top, on a GPU tens of MiB for
+    /// each shard [default: half of what is available at the start; of a GPU what a test could
+    /// have of it, at most 4096 if discrete, 512 if software, else 1024]
     #[arg(long, value_name = "N", env = "WEFT_WORKER_MEMORY_MIB",
           value_parser = clap::value_parser!(u64).range(1..=1 << 30))]
     pub memory_mib: Option<u64>,
@@ -179,6 +180,14 @@ impl Flags {
                 gpus.len()
             ));
         }
+        let key = self.key.or(file.key);
+        if key.is_some() && gpus.len() > 1 {
+            return Err(format!(
+                "--key names one worker's key, but {} GPUs are {0} workers: drop --key, or start \
+                 a process for each GPU",
+                gpus.len()
+            ));
+        }
         let in_file = |name: &str, value: Option<u64>, max: u64| match value {
             Some(v) if v == 0 || v > max => Err(format!("{name}: {v} is not within 1..={max}")),
             value => Ok(value),
@@ -206,7 +215,7 @@ impl Flags {
             memory_bytes,
             intensity_percent: self.intensity.or(file.intensity).unwrap_or(100),
             name,
-            key: self.key.or(file.key),
+            key,
             home,
             cache_bytes: self.cache_mib.or(file.cache_mib).unwrap_or(CACHE_MIB) << 20,
             step_credits: self.step_credits.or(file.step_credits).unwrap_or(2),
@@ -330,6 +339,9 @@ mod tests {
         assert!(refused.contains("drop one"), "{refused}");
         let refused = resolve("--coordinator ws://h --gpu 0,1,0", None).unwrap_err();
         assert_eq!(refused, "--gpu names adapter 0 twice");
+        let refused = resolve("--coordinator ws://h --gpu 0,1 --key k", None).unwrap_err();
+        assert!(refused.contains("2 GPUs are 2 workers: drop --key"), "{refused}");
+        assert!(resolve("--coordinator ws://h --gpu 1 --key k", None).is_ok());
     }
 
     #[test]

@@ -51,7 +51,7 @@ pub enum End {
         /// Whether to connect again.
         retry: bool,
     },
-    /// The worker's own compute thread is gone, so that it can never serve again.
+    /// The worker's own compute thread is gone, or its GPU, so that it can never serve again.
     Broken,
     /// The worker was told to leave and has answered what it had.
     Drained,
@@ -146,9 +146,13 @@ impl Worker {
         std::thread::Builder::new().name("compute".into()).spawn(move || {
             let compute = Compute { computer, intensity_percent, memory_bytes };
             let ran = catch_unwind(AssertUnwindSafe(|| compute.run(&commands, &weak)));
-            if ran.is_err()
-                && let Some(shared) = weak.upgrade()
-            {
+            match ran {
+                Ok(Ok(())) => return,
+                Ok(Err(reason)) => tracing::error!("cannot compute any more: {reason}"),
+                // The panic has been told.
+                Err(_) => {}
+            }
+            if let Some(shared) = weak.upgrade() {
                 shared.end(&mut shared.state(), End::Broken);
             }
         })?;
