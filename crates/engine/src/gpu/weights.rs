@@ -13,6 +13,10 @@ use super::buffers::Allocator;
 use super::kernels::{GpuMatrix, GpuVector, Piece, Place};
 use super::upload::Upload;
 
+/// Tiles of a piece of a matrix: workgroups that a dispatch has in one dimension on any device,
+/// and no workgroup has less than one to do.
+const PIECE_TILES_MAX: u32 = 65_535;
+
 /// One layer's weights. Vectors are f32.
 pub(crate) struct Layer {
     pub(crate) attn_norm: GpuVector,
@@ -133,12 +137,12 @@ impl<'a> Maker<'a, '_> {
         Ok(GpuVector { place: Place { buffer, offset_bytes: 0 }, len })
     }
 
-    /// How many rows of a matrix a kernel can see in one buffer.
+    /// How many rows of a matrix a kernel can see in one buffer and compute in one dispatch.
     fn rows_max(&self, part: u32, role: Role) -> Result<u32, LoadError> {
         let (_, tensor) = self.tensor(part, role)?;
         let tile = TILE_ROWS as u32;
         let tile_bytes = bytes_of(part, tensor, tile)?;
-        let tiles = (self.bytes_max / tile_bytes).min(u64::from(u32::MAX / tile)) as u32;
+        let tiles = (self.bytes_max / tile_bytes).min(u64::from(PIECE_TILES_MAX)) as u32;
         if tiles == 0 {
             let reason = format!("16 rows exceed the {} bytes of a buffer", self.bytes_max);
             return Err(LoadError::Tensor { part, role, reason });
