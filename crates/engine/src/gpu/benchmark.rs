@@ -9,6 +9,7 @@
 use model::Layout;
 use model::manifest::RopePairs;
 
+use super::buffers::Owned;
 use super::device::Gpu;
 use super::handle::Handle;
 use super::kernels::{
@@ -36,6 +37,18 @@ pub struct GpuBenchmark {
     pub memory_bytes: u64,
     /// How long all of it took, ms.
     pub took_ms: f64,
+}
+
+impl GpuBenchmark {
+    /// Why such a device cannot be lent, if it cannot: what computes nothing in time, or
+    /// wrongly, has no rate, and one without memory holds nothing.
+    pub fn problem(&self) -> Option<&'static str> {
+        let is_rate = |rate: f64| rate.is_finite() && rate > 0.0;
+        if !is_rate(self.bytes_per_s_1) || !is_rate(self.bytes_per_s_8) {
+            return Some("it computed wrongly, or not at all, when it was measured");
+        }
+        (self.memory_bytes == 0).then_some("no memory could be had of it")
+    }
 }
 
 /// Shares of the budget after which a part of the benchmark begins nothing new.
@@ -144,6 +157,8 @@ struct Lab<'a> {
     scratch: Scratch,
     readback: Readback,
     weights: Vec<wgpu::Buffer>,
+    /// Those and the scratch.
+    _buffers: Owned,
     side: u32,
     matrix_bytes: u64,
     /// Rows of a step.
@@ -165,30 +180,36 @@ impl<'a> Lab<'a> {
             rms_eps: 1e-5,
         };
         let matrix_bytes = LAYOUT.matrix_bytes_u64(side, side).expect("whole cells");
+        let rows = u64::from(PREFILL_ROWS * row_stride(side)) * 4;
+        let mut buffers = Owned::default();
         let mut weights = Vec::new();
         for _ in 0..MATRICES {
-            weights.push(storage_if_room(handle, matrix_bytes).await?);
+            weights.push(buffers.keep(storage_if_room(handle, matrix_bytes).await?));
         }
+        let [normed, gate] = [
+            buffers.keep(storage_if_room(handle, rows).await?),
+            buffers.keep(storage_if_room(handle, rows).await?),
+        ];
         let mut encoder = handle.device.create_command_encoder(&Default::default());
         handle.queue.write_buffer(&weights[0], 0, &vec![FILL; matrix_bytes as usize]);
         for buffer in &weights[1..] {
             encoder.copy_buffer_to_buffer(&weights[0], 0, buffer, 0, matrix_bytes);
         }
         handle.queue.submit([encoder.finish()]);
-        let rows = u64::from(PREFILL_ROWS * row_stride(side)) * 4;
-        let unused = || storage(handle, 16);
+        let mut small = |bytes| buffers.keep(storage(handle, bytes));
+        let unused = small(16);
         let scratch = Scratch {
-            hidden: storage(handle, u64::from(row_stride(side)) * 4),
-            normed: storage(handle, rows),
-            gate: storage(handle, rows),
-            step: storage(handle, StepData::bytes_max(PREFILL_ROWS, 1, shapes.head_dim)),
-            query: unused(),
-            key: unused(),
-            value: unused(),
-            mixed: unused(),
-            up: unused(),
-            logits: unused(),
-            partials: unused(),
+            hidden: small(u64::from(row_stride(side)) * 4),
+            step: small(StepData::bytes_max(PREFILL_ROWS, 1, shapes.head_dim)),
+            normed,
+            gate,
+            query: unused.clone(),
+            key: unused.clone(),
+            value: unused.clone(),
+            mixed: unused.clone(),
+            up: unused.clone(),
+            logits: unused.clone(),
+            partials: unused,
         };
         let x = ACTIVATION.to_le_bytes().repeat((PREFILL_ROWS * row_stride(side)) as usize);
         handle.queue.write_buffer(&scratch.normed, 0, &x);
@@ -198,6 +219,7 @@ impl<'a> Lab<'a> {
             scratch,
             readback: Readback::new(handle),
             weights,
+            _buffers: buffers,
             side,
             matrix_bytes,
             rows: 0,
@@ -294,7 +316,8 @@ impl<'a> Lab<'a> {
 async fn readback_ms(gpu: &Gpu, clock: &impl Fn() -> f64, until: f64) -> Option<(f64, f64)> {
     let handle = gpu.handle();
     let mut readback = Readback::new(handle);
-    let source = storage(handle, READBACK_BYTES);
+    let mut owned = Owned::default();
+    let source = owned.keep(storage(handle, READBACK_BYTES));
     let mut samples = Vec::new();
     while samples.len() < READBACKS && (samples.is_empty() || clock() < until) {
         let start = clock();
@@ -313,19 +336,19 @@ async fn memory_bytes(gpu: &Gpu, clock: &impl Fn() -> f64, until: f64) -> u64 {
     let mut readback = Readback::new(handle);
     let share = memory_bytes_max(&gpu.info().device_type) / MEMORY_BUFFERS;
     let bytes = share.min(super::buffers::binding_bytes_max(gpu.limits()));
-    let mut buffers = Vec::new();
-    while (buffers.len() as u64) < MEMORY_BUFFERS && (buffers.is_empty() || clock() < until) {
+    let mut buffers = Owned::default();
+    let mut had = 0;
+    while had < MEMORY_BUFFERS && (had == 0 || clock() < until) {
         let Some(buffer) = storage_if_room(handle, bytes).await else { break };
+        let buffer = buffers.keep(buffer);
         let mut encoder = handle.device.create_command_encoder(&Default::default());
         encoder.clear_buffer(&buffer, 0, None);
         match fetch(handle, &mut readback, encoder, &buffer, bytes - 4, 4).await {
-            Some(words) if words == [0.0] => buffers.push(buffer),
+            Some(words) if words == [0.0] => had += 1,
             Some(_) | None => break,
         }
     }
-    let total = buffers.len() as u64 * bytes;
-    buffers.iter().for_each(wgpu::Buffer::destroy);
-    total
+    had * bytes
 }
 
 /// What the memory test tries for: enough to begin with, and nothing that would make a

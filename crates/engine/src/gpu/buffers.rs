@@ -11,15 +11,44 @@ const GRAIN: u64 = 16;
 
 type Outcome = Pin<Box<dyn Future<Output = Option<wgpu::Error>>>>;
 
-/// Makes buffers and gathers what the device says about each, which it says later.
+/// Buffers that are freed when this is dropped. Dropping the last handle of one does so only
+/// natively: in a browser it leaves that to the garbage collector, which sees no need.
+///
+/// What was submitted or written before still sees them.
+#[derive(Default)]
+pub(crate) struct Owned(Vec<wgpu::Buffer>);
+
+impl Owned {
+    /// Owns one more; a handle of it.
+    pub(crate) fn keep(&mut self, buffer: wgpu::Buffer) -> wgpu::Buffer {
+        self.0.push(buffer.clone());
+        buffer
+    }
+
+    /// Bytes of all of them.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.0.iter().map(wgpu::Buffer::size).sum()
+    }
+}
+
+impl Drop for Owned {
+    fn drop(&mut self) {
+        self.0.iter().for_each(wgpu::Buffer::destroy);
+    }
+}
+
+/// Makes buffers and gathers what the device says about each, which it says later. Until
+/// [`Allocator::settle`] says that all of them are there, none may be used: a bind group of
+/// one that was refused is an error that ends the device for all.
 pub(crate) struct Allocator<'a> {
     handle: &'a Handle,
     outcomes: Vec<(String, u64, Outcome)>,
+    owned: Owned,
 }
 
 impl<'a> Allocator<'a> {
     pub(crate) fn new(handle: &'a Handle) -> Allocator<'a> {
-        Allocator { handle, outcomes: Vec::new() }
+        Allocator { handle, outcomes: Vec::new(), owned: Owned::default() }
     }
 
     /// A storage buffer that can be copied from and to.
@@ -59,20 +88,15 @@ impl<'a> Allocator<'a> {
         let (internal, memory) = (internal.pop(), memory.pop());
         let outcome = async move { memory.await.or(internal.await) };
         self.outcomes.push((what.to_owned(), bytes, Box::pin(outcome)));
-        Ok(buffer)
+        Ok(self.owned.keep(buffer))
     }
 
-    /// Bytes of all buffers made so far.
-    pub(crate) fn bytes(&self) -> u64 {
-        self.outcomes.iter().map(|(_, bytes, _)| bytes).sum()
-    }
-
-    /// Waits for the verdicts.
+    /// Waits for the verdicts; all buffers made. An error frees them.
     ///
     /// # Errors
     /// [`LoadError::OutOfMemory`] for the first buffer that was refused,
     /// [`LoadError::Device`] if the device is lost.
-    pub(crate) async fn settle(self) -> Result<(), LoadError> {
+    pub(crate) async fn settle(self) -> Result<Owned, LoadError> {
         for (what, bytes, outcome) in self.outcomes {
             if let Some(error) = outcome.await {
                 let reason = error.to_string();
@@ -81,7 +105,7 @@ impl<'a> Allocator<'a> {
         }
         match self.handle.lost() {
             Some(reason) => Err(LoadError::Device(reason)),
-            None => Ok(()),
+            None => Ok(self.owned),
         }
     }
 }

@@ -12,9 +12,11 @@ use crate::kv::{PageCopy, PageTable};
 use crate::steps::{Run, first_not_finite};
 use crate::types::{Input, LoadError};
 
-use super::buffers::Allocator;
+use super::buffers::{Allocator, Owned};
 use super::device::Gpu;
-use super::kernels::{Scratch, Shapes, StepData, StepRow, StepShape, partials_bytes, row_stride};
+use super::kernels::{
+    Kernels, Rows, Scratch, Shapes, StepData, StepRow, StepShape, partials_bytes, row_stride,
+};
 use super::kv::KvPages;
 use super::pace::Work;
 use super::plan::Plan;
@@ -46,7 +48,16 @@ pub(crate) struct Machine {
     vocab: u32,
     head_part: u32,
     kept_max: u32,
-    device_bytes: u64,
+    /// The weights' too.
+    buffers: Owned,
+}
+
+/// A machine's kernels and the buffers that they need beside the weights, not to be used yet.
+pub(crate) struct Room {
+    kernels: Kernels,
+    kv: KvPages,
+    scratch: Scratch,
+    kept_max: u32,
 }
 
 /// A pass whose results are on their way.
@@ -88,20 +99,18 @@ fn new_encoder(gpu: &Gpu) -> wgpu::CommandEncoder {
     gpu.handle().device.create_command_encoder(&wgpu::CommandEncoderDescriptor { label: None })
 }
 
-impl Machine {
-    /// Makes the buffers that the parts `span` of a checked manifest need beside their
-    /// weights, and the ops that use both.
+impl Room {
+    /// Makes the buffers that parts of a checked manifest need beside their weights.
     ///
     /// # Errors
     /// [`LoadError::OutOfMemory`], or why these shapes cannot be computed.
     pub(crate) fn allocate(
         gpu: &Gpu,
         manifest: &Manifest,
-        span: &Range<u32>,
         weights: &Weights,
         kv_pages_max: u32,
         allocator: &mut Allocator<'_>,
-    ) -> Result<Machine, LoadError> {
+    ) -> Result<Room, LoadError> {
         let shapes = shapes(manifest);
         let kernels = gpu.kernels(shapes);
         if let Some(reason) = kernels.refused() {
@@ -114,9 +123,26 @@ impl Machine {
         let kept_max = (LOGITS_BYTES_MAX / logits_bytes).clamp(1, u64::from(PASS_ROWS_MAX)) as u32;
         let has_head = weights.head.is_some();
         let scratch = allocate_scratch(&shapes, pages, has_layers, has_head, kept_max, allocator)?;
-        Ok(Machine {
+        Ok(Room { kernels, kv, scratch, kept_max })
+    }
+}
+
+impl Machine {
+    /// The ops of the parts from `first` on of a checked manifest, over buffers that are
+    /// there: `buffers` owns the weights' and the room's.
+    pub(crate) fn new(
+        gpu: &Gpu,
+        manifest: &Manifest,
+        first: u32,
+        weights: &Weights,
+        room: Room,
+        buffers: Owned,
+    ) -> Machine {
+        let Room { kernels, kv, scratch, kept_max } = room;
+        let shapes = kernels.shapes();
+        Machine {
             gpu: gpu.clone(),
-            plan: Plan::compile(span.start, weights, &kernels, &kv, &scratch),
+            plan: Plan::compile(first, weights, &kernels, &kv, &scratch),
             kv,
             scratch,
             readback: Readback::new(gpu.handle()),
@@ -125,8 +151,8 @@ impl Machine {
             vocab: shapes.vocab,
             head_part: manifest.head_part(),
             kept_max,
-            device_bytes: allocator.bytes(),
-        })
+            buffers,
+        }
     }
 
     /// The dispatches of one pass, one a line; see [`super::GpuShard::plan`].
@@ -135,17 +161,28 @@ impl Machine {
     }
 
     /// Rows of a pass through `span`, so that no op of it exceeds what a submit may hold, and
-    /// rows of it that want logits.
-    pub(crate) fn rows_max(&self, span: &Range<u32>, has_head: bool) -> (usize, usize) {
+    /// rows of it that want logits; the longest session then has `keys_max` positions.
+    pub(crate) fn rows_max(
+        &self,
+        span: &Range<u32>,
+        has_head: bool,
+        keys_max: u32,
+    ) -> (usize, usize) {
         let submit = self.gpu.pace().submit_macs_max(Work::Prefill);
-        let fits = (submit / self.plan.macs_largest(span)) as u32 / PASS_ROWS_MIN * PASS_ROWS_MIN;
-        let kept_max = if has_head { self.kept_max as usize } else { usize::MAX };
-        (fits.clamp(PASS_ROWS_MIN, PASS_ROWS_MAX) as usize, kept_max)
+        let fits = |rows| (submit / self.plan.macs_largest(span, rows, keys_max)) as u32;
+        let rows = fits(Rows::All) / PASS_ROWS_MIN * PASS_ROWS_MIN;
+        let kept_max = if has_head {
+            let decode = (DECODE_ROWS_MAX as u32).min(self.kept_max);
+            fits(Rows::Kept).clamp(decode, self.kept_max) as usize
+        } else {
+            usize::MAX
+        };
+        (rows.clamp(PASS_ROWS_MIN, PASS_ROWS_MAX) as usize, kept_max)
     }
 
     /// Bytes of all buffers.
     pub(crate) fn device_bytes(&self) -> u64 {
-        self.device_bytes
+        self.buffers.bytes()
     }
 
     /// Runs passes over the parts `span` after the copies of pages that `table` asked for;

@@ -22,13 +22,18 @@ impl Planned {
         Planned { name, op, rows, macs, macs_per_key: 0.0 }
     }
 
+    /// Multiply-adds of a row that sees so many keys.
+    fn row_macs(&self, keys: u32) -> f64 {
+        self.macs + self.macs_per_key * f64::from(keys)
+    }
+
     /// Multiply-adds of a pass.
     pub(crate) fn macs(&self, shape: &StepShape) -> f64 {
         let rows = match self.rows {
             Rows::All => shape.rows,
             Rows::Kept => shape.kept_rows,
         };
-        f64::from(rows) * (self.macs + self.macs_per_key * f64::from(shape.keys_max))
+        f64::from(rows) * self.row_macs(shape.keys_max)
     }
 }
 
@@ -80,10 +85,11 @@ impl Plan {
             .flatten()
     }
 
-    /// Multiply-adds per row of the largest op of `span` that all rows go through.
-    pub(crate) fn macs_largest(&self, span: &Range<u32>) -> f64 {
-        let ops = self.ops(span).filter(|planned| planned.rows == Rows::All);
-        ops.map(|planned| planned.macs).fold(1.0, f64::max)
+    /// Multiply-adds per row of the largest op of `span` that such rows go through, if one
+    /// sees so many keys.
+    pub(crate) fn macs_largest(&self, span: &Range<u32>, rows: Rows, keys_max: u32) -> f64 {
+        let ops = self.ops(span).filter(|planned| planned.rows == rows);
+        ops.map(|planned| planned.row_macs(keys_max)).fold(1.0, f64::max)
     }
 
     /// One line for each dispatch of a pass of that shape.

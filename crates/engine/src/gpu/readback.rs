@@ -67,7 +67,15 @@ impl Readback {
         buffer.unmap();
         if self.free.len() < KEPT_MAX {
             self.free.push(buffer);
+        } else {
+            buffer.destroy();
         }
         Ok(values)
+    }
+}
+
+impl Drop for Readback {
+    fn drop(&mut self) {
+        self.free.iter().for_each(wgpu::Buffer::destroy);
     }
 }

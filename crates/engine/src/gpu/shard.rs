@@ -12,7 +12,7 @@ use crate::weights::check_manifest;
 
 use super::buffers::{Allocator, binding_bytes_max};
 use super::device::Gpu;
-use super::machine::Machine;
+use super::machine::{Machine, Room};
 use super::upload::Upload;
 use super::weights::Weights;
 
@@ -91,15 +91,16 @@ impl GpuShard {
         check_manifest(manifest, &span)?;
         let mut allocator = Allocator::new(gpu.handle());
         let mut upload = Upload::default();
-        let machine =
+        let made =
             Weights::allocate(manifest, span.clone(), piece_bytes_max, &mut allocator, &mut upload)
                 .and_then(|weights| {
                     let pages_max = limits.kv_pages_max;
-                    Machine::allocate(gpu, manifest, &span, &weights, pages_max, &mut allocator)
+                    let room = Room::allocate(gpu, manifest, &weights, pages_max, &mut allocator)?;
+                    Ok((weights, room))
                 });
-        // Verdicts come in order, so a refusal here is the last word on it.
         let settled = allocator.settle().await;
-        let (machine, ()) = (machine?, settled?);
+        let ((weights, room), buffers) = (made?, settled?);
+        let machine = Machine::new(gpu, manifest, span.start, &weights, room, buffers);
         Ok(GpuShard {
             gpu: gpu.clone(),
             span,
@@ -196,7 +197,8 @@ impl GpuShard {
             segments: if layers.is_empty() { &[] } else { segments },
             is_kept: false,
         };
-        let (rows_max, kept_max) = self.machine.rows_max(&span, shape.has_head);
+        let keys_max = segments.iter().map(|s| s.position + s.rows).max().unwrap_or(0);
+        let (rows_max, kept_max) = self.machine.rows_max(&span, shape.has_head, keys_max);
         let passes = passes(segments, rows_max, kept_max);
         let done = self
             .machine
