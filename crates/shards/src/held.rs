@@ -262,11 +262,16 @@ impl Shards {
         self.held.clear();
     }
 
-    /// Takes a shard for broken after the engine panicked in it. It is leaked, not dropped:
-    /// its threads may be in any state, and joining them could hang.
+    /// Takes a shard for broken after the engine panicked in it. On the CPU it is leaked, not
+    /// dropped: its threads may be in any state, and joining them could hang.
     pub fn condemn(&mut self, shard: ShardKey, reason: &str) {
-        if let Some(held) = self.held.get_mut(&shard) {
-            std::mem::forget(std::mem::replace(&mut held.state, Err(reason.to_owned())));
+        let Some(held) = self.held.get_mut(&shard) else { return };
+        match std::mem::replace(&mut held.state, Err(reason.to_owned())) {
+            Ok(Loaded::Cpu(shards)) => std::mem::forget(shards),
+            // It has no threads, and its memory is the device's.
+            #[cfg(feature = "gpu")]
+            Ok(Loaded::Gpu(shard)) => drop(shard),
+            Err(_) => {}
         }
     }
 }
