@@ -62,7 +62,7 @@ pub struct GpuInfo {
 pub struct RejectedVariant {
     /// Its name.
     pub variant: String,
-    /// Why not: a feature that lacks, a self-test that failed, or that it was slower.
+    /// Why not: a feature that lacks, or a self-test that failed.
     pub reason: String,
 }
 
@@ -96,8 +96,8 @@ impl Gpu {
         (0..).zip(&adapters).map(|(index, adapter)| describe(index, &adapter.get_info())).collect()
     }
 
-    /// Opens a GPU, compiles every variant of the kernels that it can run, tests each, and
-    /// keeps the fastest that computes correctly. Takes a second or so.
+    /// Opens a GPU and tests the variants of the kernels that it can run, the one expected to
+    /// be fastest first, until one computes correctly. Takes a second or so.
     ///
     /// # Errors
     /// A [`GpuError`]; the CPU then has to do.

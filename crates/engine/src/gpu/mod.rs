@@ -1,7 +1,8 @@
 //! The engine on GPUs, one for browsers (WebGPU) and for everything native (Vulkan, Metal,
 //! DX12): class `wgsl-f32`.
 //!
-//! `device` opens an adapter and picks a variant of the `kernels`, by test and by time.
+//! `device` opens an adapter and picks the first variant of the `kernels` that
+//! passes a test there.
 //! `shard` is the contract, as [`crate::Shard`]'s but asynchronous: `weights` and `upload`
 //! bring in the blobs, `kv` has the pages (whose bookkeeping is [`crate::kv`]'s), `plan` says
 //! which kernels a part needs, `machine` runs passes, `pace` keeps submits short, `readback`
