@@ -44,16 +44,9 @@ pub fn secure_and_gpu() -> (bool, bool) {
     (window().is_secure_context(), gpu)
 }
 
-/// Threads, and memory in GiB where the browser says it.
-pub fn machine() -> (u32, Option<f64>) {
-    let navigator = window().navigator();
-    let memory = property(&navigator, "deviceMemory").and_then(|memory| memory.as_f64());
-    (navigator.hardware_concurrency().max(1.0) as u32, memory)
-}
-
-/// Whether memory can be shared between threads here.
-pub fn isolated() -> bool {
-    property(&window(), "crossOriginIsolated").is_some_and(|value| value.is_truthy())
+/// The machine's memory in GiB, where the browser says it.
+pub fn memory_gib() -> Option<f64> {
+    property(&window().navigator(), "deviceMemory").and_then(|memory| memory.as_f64())
 }
 
 /// What is kept under this key; `None` also where nothing can be kept.

@@ -4,7 +4,7 @@
 //! frozen), the worker answers. [`Donor::handle`] takes each of these as an [`Event`] and
 //! returns what to do about it.
 
-use api::{FromTab, TabPhase, TabStatus, ToTab};
+use api::{FromTab, TabPhase, TabSettings, TabStatus, ToTab};
 
 use crate::settings::Settings;
 
@@ -95,6 +95,9 @@ pub struct Donor {
     charging: Option<bool>,
     forget: bool,
     deadlines: u32,
+    /// Down and up of the worker that lives, and of those that have ended, bytes.
+    current_bytes: u64,
+    ended_bytes: u64,
     /// What the worker said last.
     pub status: TabStatus,
     /// Why it stopped by itself, or what came of deleting.
@@ -114,6 +117,8 @@ impl Donor {
             charging: None,
             forget: false,
             deadlines: 0,
+            current_bytes: 0,
+            ended_bytes: 0,
             status: TabStatus::default(),
             notice: None,
         }
@@ -171,9 +176,9 @@ impl Donor {
             Event::Forget if self.wish == Wish::Stopped => self.forget = true,
             Event::Forget => {}
             Event::Settings(settings) => {
-                let (before, now) =
-                    (self.settings.for_worker(self.backend), settings.for_worker(self.backend));
+                let before = self.for_worker();
                 self.settings = settings;
+                let now = self.for_worker();
                 if before != now && self.works() {
                     effects.push(Effect::Post(ToTab::Set(now)));
                 }
@@ -220,13 +225,17 @@ impl Donor {
             }
             FromTab::Status(status) => {
                 let paused = status.phase == TabPhase::Paused;
+                let working = !paused && status.phase != TabPhase::Waiting;
                 self.status = *status;
+                self.current_bytes = self.status.bytes_down.saturating_add(self.status.bytes_up);
                 match self.worker {
                     Worker::Pausing(_) if paused => self.worker = Worker::Resting,
                     Worker::Finishing if paused => {
                         self.worker = Worker::Resting;
                         self.wish = Wish::Stopped;
                     }
+                    // What made it seem to rest was said before it was started.
+                    Worker::Resting if working => self.worker = Worker::Started,
                     // It left by itself: its data cap is reached, say.
                     Worker::Started if paused => {
                         self.worker = Worker::Resting;
@@ -261,8 +270,27 @@ impl Donor {
         self.notice = Some(why);
     }
 
+    /// What the worker is told: of the data cap, what ended workers left of it.
+    fn for_worker(&self) -> TabSettings {
+        let mut settings = self.settings.for_worker(self.backend);
+        if let Some(max) = &mut settings.data_bytes_max {
+            *max = max.saturating_sub(self.ended_bytes);
+        }
+        settings
+    }
+
+    /// Why no further worker is started, once the ended ones have used up the data cap.
+    fn exhausted(&self) -> Option<String> {
+        (self.for_worker().data_bytes_max == Some(0)).then(|| {
+            let used = crate::words::bytes(self.ended_bytes);
+            format!("The data cap of this visit is reached ({used} used): raise it to go on.")
+        })
+    }
+
     /// The worker is gone: what it gave stays in view, what it was doing does not.
     fn left(&mut self) {
+        let gone = std::mem::take(&mut self.current_bytes);
+        self.ended_bytes = self.ended_bytes.saturating_add(gone);
         self.status.phase = TabPhase::Paused;
         self.status.detail = String::new();
         self.status.shards.clear();
@@ -273,6 +301,13 @@ impl Donor {
 
     /// Brings the worker to where it is wanted.
     fn settle(&mut self, effects: &mut Vec<Effect>) {
+        if self.wish == Wish::Running
+            && matches!(self.worker, Worker::Absent | Worker::Resting)
+            && let Some(reason) = self.exhausted()
+        {
+            self.wish = Wish::Stopped;
+            self.notice = Some(reason);
+        }
         let run = self.wish == Wish::Running && self.held().is_none();
         match self.worker {
             Worker::Absent if run || self.forget => {
@@ -285,8 +320,7 @@ impl Donor {
             }
             Worker::Resting if run => {
                 self.worker = Worker::Started;
-                let settings = self.settings.for_worker(self.backend);
-                effects.push(Effect::Post(ToTab::Start(settings)));
+                effects.push(Effect::Post(ToTab::Start(self.for_worker())));
                 // It may have been told otherwise before it rested.
                 effects.push(Effect::Post(ToTab::Visibility { hidden: self.hidden }));
             }

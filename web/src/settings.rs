@@ -7,8 +7,6 @@ use serde::{Deserialize, Serialize};
 pub const STORAGE_KEY: &str = "weft-settings-1";
 /// Longest name, bytes; the field is shorter in characters.
 pub const NAME_BYTES_MAX: usize = 60;
-/// Threads offered at most.
-pub const THREADS_MAX: u32 = 16;
 
 const MIB: u64 = 1 << 20;
 const GIB: u64 = 1 << 30;
@@ -40,8 +38,6 @@ pub struct Settings {
     pub data_bytes: u64,
     /// Share of the time spent computing.
     pub intensity_percent: u8,
-    /// Threads, where the CPU computes.
-    pub threads: u32,
     /// A name for people; empty: anonymous.
     pub name: String,
     /// Pause while the machine runs on its battery.
@@ -57,7 +53,6 @@ impl Default for Settings {
             disk_bytes: DISK_DEFAULT,
             data_bytes: 0,
             intensity_percent: 100,
-            threads: 1,
             name: String::new(),
             only_charging: true,
             stop_when_hidden: false,
@@ -66,14 +61,12 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// For a machine of so many threads and, where the browser says it, so much memory: a
-    /// quarter of the memory, half of the threads.
-    pub fn for_machine(threads: u32, memory_gib: Option<f64>) -> Settings {
+    /// For a machine with, where the browser says it, so much memory: a quarter of it.
+    pub fn for_machine(memory_gib: Option<f64>) -> Settings {
         let quarter = memory_gib.map_or(MEMORY_DEFAULT, |gib| (gib * GIB as f64 / 4.0) as u64);
         let memory = MEMORY_CHOICES.iter().rev().find(|choice| **choice <= quarter);
         Settings {
             memory_bytes: memory.copied().unwrap_or(MEMORY_CHOICES[0]),
-            threads: (threads / 2).clamp(1, THREADS_MAX / 2),
             ..Settings::default()
         }
     }
@@ -94,7 +87,6 @@ impl Settings {
             disk_bytes: one_of(kept.disk_bytes, &DISK_CHOICES, default.disk_bytes),
             data_bytes: one_of(kept.data_bytes, &DATA_CHOICES, default.data_bytes),
             intensity_percent: kept.intensity_percent.clamp(25, 100),
-            threads: kept.threads.clamp(1, THREADS_MAX),
             name: shortened(&kept.name),
             ..kept
         }
@@ -114,7 +106,7 @@ impl Settings {
             data_bytes_max: (self.data_bytes > 0).then_some(self.data_bytes),
             intensity_percent: self.intensity_percent,
             name: shortened(&self.name),
-            threads: self.threads,
+            threads: 1,
         }
     }
 }
@@ -139,17 +131,15 @@ mod tests {
     use super::*;
 
     #[test]
-    fn a_machine_lends_a_quarter_of_its_memory_and_half_of_its_threads() {
-        let settings = Settings::for_machine(8, Some(8.0));
-        assert_eq!((settings.memory_bytes, settings.threads), (2 * GIB, 4));
-        let settings = Settings::for_machine(1, Some(0.25));
-        assert_eq!((settings.memory_bytes, settings.threads), (128 * MIB, 1));
-        assert_eq!(Settings::for_machine(2, None).memory_bytes, GIB);
+    fn a_machine_lends_a_quarter_of_its_memory() {
+        assert_eq!(Settings::for_machine(Some(8.0)).memory_bytes, 2 * GIB);
+        assert_eq!(Settings::for_machine(Some(0.25)).memory_bytes, 128 * MIB);
+        assert_eq!(Settings::for_machine(None).memory_bytes, GIB);
     }
 
     #[test]
     fn what_was_kept_comes_back_and_nonsense_does_not() {
-        let default = Settings::for_machine(4, Some(4.0));
+        let default = Settings::for_machine(Some(4.0));
         let chosen = Settings {
             memory_bytes: 256 * MIB,
             intensity_percent: 50,
@@ -163,7 +153,7 @@ mod tests {
         let odd = r#"{"memory_bytes": 7, "intensity_percent": 250, "threads": 0}"#;
         let read = Settings::read(Some(odd), default.clone());
         assert_eq!(read.memory_bytes, default.memory_bytes);
-        assert_eq!((read.intensity_percent, read.threads), (100, 1));
+        assert_eq!(read.intensity_percent, 100);
     }
 
     #[test]

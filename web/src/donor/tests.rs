@@ -203,6 +203,73 @@ fn a_worker_that_left_by_itself_says_why() {
 }
 
 #[test]
+fn a_late_word_of_an_earlier_pause_lets_nothing_run_unnoticed() {
+    let mut donor = started();
+    check(
+        &mut donor,
+        &[
+            (status(TabPhase::Paused), &[]),
+            (status(TabPhase::Waiting), &[]),
+            (status(TabPhase::Serving), &["pause: paused by its owner", "deadline 1"]),
+            (status(TabPhase::Paused), &[]),
+        ],
+    );
+    // Wanted again meanwhile, it is not paused, and does as the page says.
+    let mut donor = started();
+    check(&mut donor, &[(status(TabPhase::Paused), &[])]);
+    let serving =
+        FromTab::Status(Box::new(TabStatus { phase: TabPhase::Serving, ..TabStatus::default() }));
+    check(
+        &mut donor,
+        &[
+            (Event::Start, &["start", "hidden: false"]),
+            (Event::Said(Box::new(serving)), &[]),
+            (Event::Pause, &["pause: paused by its owner", "deadline 1"]),
+        ],
+    );
+}
+
+/// The data cap with which the worker is started or told otherwise, if it is.
+fn cap(effects: &[Effect]) -> Option<Option<u64>> {
+    effects.iter().find_map(|effect| match effect {
+        Effect::Post(ToTab::Start(settings) | ToTab::Set(settings)) => {
+            Some(settings.data_bytes_max)
+        }
+        _ => None,
+    })
+}
+
+#[test]
+fn what_ended_workers_used_of_the_data_cap_stays_used() {
+    let used = |bytes_down, bytes_up| {
+        let status =
+            TabStatus { phase: TabPhase::Serving, bytes_down, bytes_up, ..TabStatus::default() };
+        Event::Said(Box::new(FromTab::Status(Box::new(status))))
+    };
+    let capped = |data_bytes| Settings { data_bytes, ..Settings::default() };
+    let mut donor = Donor::new(capped(1000), None);
+    donor.handle(Event::Start);
+    assert_eq!(cap(&donor.handle(loaded())), Some(Some(1000)));
+    // Of a worker only what it said last counts.
+    donor.handle(used(100, 50));
+    donor.handle(used(500, 100));
+    donor.handle(Event::Pause);
+    check(&mut donor, &[(Event::Overdue(1), &["terminate"])]);
+    donor.handle(Event::Start);
+    assert_eq!(cap(&donor.handle(loaded())), Some(Some(400)));
+    donor.handle(used(400, 0));
+    check(&mut donor, &[(Event::Broke("it threw".into()), &["terminate"])]);
+
+    check(&mut donor, &[(Event::Start, &[])]);
+    assert_eq!(donor.wish(), Wish::Stopped);
+    assert!(donor.notice.as_deref().is_some_and(|why| why.contains("data cap")));
+    donor.handle(Event::Settings(capped(1500)));
+    donor.handle(Event::Start);
+    assert_eq!(cap(&donor.handle(loaded())), Some(Some(500)));
+    assert_eq!(cap(&donor.handle(Event::Settings(capped(0)))), Some(None), "no cap any more");
+}
+
+#[test]
 fn a_broken_worker_is_ended_and_can_be_started_again() {
     let mut donor = started();
     let failed = FromTab::Failed { reason: "the GPU is gone".to_owned() };

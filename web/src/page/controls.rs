@@ -2,12 +2,9 @@
 
 use leptos::prelude::*;
 
-use crate::browser;
 use crate::donor::{Event, Wish};
 use crate::page::tab::Tab;
-use crate::settings::{
-    DATA_CHOICES, DISK_CHOICES, MEMORY_CHOICES, NAME_BYTES_MAX, Settings, THREADS_MAX,
-};
+use crate::settings::{DATA_CHOICES, DISK_CHOICES, MEMORY_CHOICES, NAME_BYTES_MAX, Settings};
 use crate::words;
 
 /// Limits and manners, each with a label and the reason for it.
@@ -25,10 +22,6 @@ pub fn Controls(tab: Tab) -> impl IntoView {
     };
     let disk = DISK_CHOICES.map(|choice| none(choice, "nothing"));
     let data = DATA_CHOICES.map(|choice| none(choice, "no cap"));
-    let (threads, _) = browser::machine();
-    let threads: Vec<(u64, String)> =
-        (1..=threads.min(THREADS_MAX)).map(|n| (u64::from(n), n.to_string())).collect();
-    let isolated = browser::isolated();
     let intensity = move || settings.with(|s| s.intensity_percent);
     view! {
         <details class="controls" id="controls">
@@ -58,10 +51,6 @@ pub fn Controls(tab: Tab) -> impl IntoView {
                     choices=disk.to_vec() read=|s| s.disk_bytes write=|s, v| s.disk_bytes = v/>
                 <Choice tab id="data" label="Data cap" why="Down and up together in this visit; then it stops."
                     choices=data.to_vec() read=|s| s.data_bytes write=|s, v| s.data_bytes = v/>
-                <Show when=move || isolated>
-                    <Choice tab id="threads" label="Threads" why="Used only where the CPU computes."
-                        choices=threads.clone() read=|s| u64::from(s.threads) write=|s, v| s.threads = v as u32/>
-                </Show>
                 <div class="field wide">
                     <label for="name">"Name"</label>
                     <input
@@ -70,7 +59,7 @@ pub fn Controls(tab: Tab) -> impl IntoView {
                         prop:value=move || settings.with(|s| s.name.clone())
                         on:change=move |event| tab.choose(|s| s.name = event_target_value(&event))
                     />
-                    <p class="why" id="name-why">"Shown to everyone in the fleet below. Takes effect at the next start."</p>
+                    <p class="why" id="name-why">"Shown to everyone in the fleet below. Changed while it runs, it leaves and joins again."</p>
                 </div>
                 <ChargingSwitch tab/>
                 <Switch tab id="hidden" label="Pause while this tab is hidden"

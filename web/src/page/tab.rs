@@ -37,9 +37,7 @@ impl Tab {
     }
 
     fn default() -> Settings {
-        let (threads, memory) = browser::machine();
-        let threads = if browser::isolated() { threads } else { 1 };
-        Settings::for_machine(threads, memory)
+        Settings::for_machine(browser::memory_gib())
     }
 
     /// Hears of the page's life: shown, hidden, frozen, closed, on battery.
