@@ -69,6 +69,9 @@ async fn engine(computer: &Computer, figures: &mut TabBenchmark) -> Result<(), S
             if let Some(reason) = gpu.lost() {
                 return Err(format!("the GPU was lost while it was measured: {reason}"));
             }
+            if let Some(problem) = measured.problem() {
+                return Err(format!("the GPU: {problem}"));
+            }
             figures.bytes_per_s_1 = measured.bytes_per_s_1;
             figures.bytes_per_s_8 = measured.bytes_per_s_8;
             figures.gmacs_per_s = measured.gmacs_per_s;
