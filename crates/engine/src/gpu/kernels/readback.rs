@@ -4,6 +4,10 @@ use std::future::poll_fn;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::task::{Poll, Waker};
 
+/// Longest wait natively; a device that needs longer for a test is of no use.
+#[cfg(not(target_arch = "wasm32"))]
+const WAIT_MAX: std::time::Duration = std::time::Duration::from_secs(30);
+
 #[derive(Default)]
 struct State {
     result: Option<Result<(), wgpu::BufferAsyncError>>,
@@ -14,7 +18,7 @@ struct State {
 /// browser the event loop answers.
 ///
 /// # Errors
-/// If the device fails.
+/// If the device fails, or natively does not answer in half a minute.
 pub(super) async fn read(
     device: &wgpu::Device,
     queue: &wgpu::Queue,
@@ -42,18 +46,34 @@ pub(super) async fn read(
         }
     });
     #[cfg(not(target_arch = "wasm32"))]
-    device.poll(wgpu::PollType::wait_indefinitely()).map_err(|e| e.to_string())?;
-    poll_fn(|context| {
+    wait(device)?;
+    let mapped = poll_fn(|context| {
         let mut result = None;
         lock(&state, &mut |state| {
             result = state.result.take();
             state.waker = Some(context.waker().clone());
         });
-        result.map_or(Poll::Pending, Poll::Ready)
+        match result {
+            // Natively that was all there is to wait for.
+            None if cfg!(target_arch = "wasm32") => Poll::Pending,
+            result => Poll::Ready(result),
+        }
     })
-    .await
-    .map_err(|e| e.to_string())?;
+    .await;
+    mapped.ok_or("the device never answered")?.map_err(|e| e.to_string())?;
     let view = target.slice(..).get_mapped_range().map_err(|e| e.to_string())?;
     let (words, _) = view.as_chunks::<4>();
     Ok(words.iter().map(|&word| u32::from_le_bytes(word)).collect())
+}
+
+/// Waits for what was submitted and runs the callbacks that are due.
+#[cfg(not(target_arch = "wasm32"))]
+fn wait(device: &wgpu::Device) -> Result<(), String> {
+    let wait = wgpu::PollType::Wait { submission_index: None, timeout: Some(WAIT_MAX) };
+    // wgpu panics where the wait itself meets a lost device.
+    match std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| device.poll(wait))) {
+        Ok(Ok(_)) => Ok(()),
+        Ok(Err(error)) => Err(error.to_string()),
+        Err(_) => Err("the device was lost while it was waited for".to_owned()),
+    }
 }
