@@ -53,6 +53,74 @@ pub(super) async fn run(lab: &Lab<'_>, runner: &mut Runner) {
         );
         runner.case(lab, name, async || qkv(lab, &case).await).await;
     }
+    let name = "qkv beyond f16".to_owned();
+    runner.case(lab, name, async || beyond_half(lab).await).await;
+}
+
+/// Values on both sides of what f16 holds, in a step of many rows and of one: those of a row
+/// are its activations, by turns one that fits and one that does not.
+async fn beyond_half(lab: &Lab<'_>) -> Result<(), String> {
+    const WIDTH: u32 = 32;
+    /// What comes out of f16, as bits; `None` where it is beyond.
+    const VALUES: [(f32, Option<u16>); 8] = [
+        (65504.0, Some(0x7bff)),
+        (65519.0, Some(0x7bff)),
+        (-65519.0, Some(0xfbff)),
+        (1.0, Some(0x3c00)),
+        (65520.0, None),
+        (-65536.0, None),
+        (1e9, None),
+        (-3e38, None),
+    ];
+    let shapes = Shapes {
+        d_model: WIDTH,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: WIDTH,
+        d_ff: 4,
+        vocab: 4,
+        pairs: RopePairs::Adjacent,
+        rms_eps: 1e-5,
+    };
+    let n = WIDTH as usize;
+    let mut identity = vec![0.0f32; n * n];
+    (0..n).for_each(|i| identity[i * n + i] = 1.0);
+    let identity: Vec<u8> = identity.iter().flat_map(|x| x.to_le_bytes()).collect();
+    let kernels = Kernels::new(lab.device, lab.variant, shapes);
+    let matrix = lab.matrix(Layout::F32, WIDTH, WIDTH, &identity, WIDTH);
+    let at = |row: usize, i: usize| VALUES[(i * 3 + i / 8 + row) % VALUES.len()];
+    for rows in [20usize, 1] {
+        let x: Vec<f32> = (0..rows * n).map(|i| at(i / n, i % n).0).collect();
+        let kv = lab.kv(&shapes, 1);
+        let scratch = lab.scratch(&shapes, rows as u32, 64);
+        let op = kernels.qkv([&matrix, &matrix, &matrix], None, &kv, &scratch);
+        lab.write_rows(&scratch.normed, n, &x);
+        let row = |position| StepRow { position, session: 0, token: 0 };
+        let step = StepData {
+            rows: (0..rows as u32).map(row).collect(),
+            page_tables: vec![vec![0]],
+            kept: vec![],
+        };
+        // Without any rotation keys are as values.
+        lab.run(&[&op], &step, &[0.0; WIDTH as usize / 2], &scratch);
+        let cache = lab.words(&kv).await?;
+        for (row, pair) in (0..rows).flat_map(|row| (0..n / 2).map(move |pair| (row, pair))) {
+            let want = match (at(row, 2 * pair).1, at(row, 2 * pair + 1).1) {
+                (Some(low), Some(high)) => u32::from(low) | u32::from(high) << 16,
+                _ => 0x7e00_7e00,
+            };
+            let places = [("key", 64 * pair + row), ("value", 32 * n + row * (n / 2) + pair)];
+            for (what, place) in places {
+                if cache[place] != want {
+                    let (got, x) = (cache[place], &x[row * n + 2 * pair..][..2]);
+                    return Err(format!(
+                        "{what} {x:?} of row {row} of {rows} is {got:#x}, not {want:#x}"
+                    ));
+                }
+            }
+        }
+    }
+    Ok(())
 }
 
 /// Three sessions, whose rows cross the edges of pages.
