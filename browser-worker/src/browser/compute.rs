@@ -7,8 +7,9 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use api::TabSettings;
+use engine::BlobBytes;
 use protocol::{Assignment, SessionId};
-use shards::Shards;
+use shards::{Shards, Source};
 use worker_core::{Event, Run, ShardKey};
 
 use super::inbox::{Happened, Inbox};
@@ -132,11 +133,42 @@ impl Shared {
     }
 }
 
+/// Weights, until the worker is to leave.
+struct Until<'a>(&'a mut Supply, &'a Shared);
+
+impl Until<'_> {
+    fn check(&self) -> Result<(), String> {
+        if self.1.stop.get() { Err("the worker is leaving".into()) } else { Ok(()) }
+    }
+}
+
+impl Source for Until<'_> {
+    async fn whole(&mut self, hash: &str) -> Result<BlobBytes, String> {
+        self.check()?;
+        self.0.whole(hash).await
+    }
+
+    async fn pieces(
+        &mut self,
+        hash: &str,
+        take: &mut dyn FnMut(u64, &[u8]) -> Result<(), String>,
+    ) -> Result<(), String> {
+        self.check()?;
+        let shared = self.1;
+        let mut take = |at, piece: &[u8]| match shared.stop.get() {
+            true => Err("the worker is leaving".to_owned()),
+            false => take(at, piece),
+        };
+        self.0.pieces(hash, &mut take).await
+    }
+}
+
 async fn run(shared: Rc<Shared>, mut shards: Shards, mut supply: Supply) {
     while let Some(command) = shared.next().await {
         match command {
             Command::Load(shard, assignment) => {
-                let event = match shards.load(shard, &assignment, &mut supply).await {
+                let mut source = Until(&mut supply, &shared);
+                let event = match shards.load(shard, &assignment, &mut source).await {
                     Ok(shape) => Event::Loaded { shard, shape },
                     Err(error) => Event::LoadFailed { shard, reason: error.to_string() },
                 };

@@ -81,12 +81,18 @@ impl Preparation {
             Some(mut ready) => (ready.lock.take(), Some(ready)),
             None => (None, None),
         };
-        let lock = match held {
-            Some(lock) => lock,
-            None => self.lock().await.ok_or("cancelled")?,
+        let (lock, kept) = match held {
+            Some(lock) => (lock, true),
+            None => (self.lock().await.ok_or("cancelled")?, false),
         };
         let mut ready = match before {
-            Some(ready) => ready,
+            Some(ready) if kept => ready,
+            // Another tab may have changed or deleted the files meanwhile.
+            Some(before) => {
+                let files = self.open().await?;
+                let Ready { computer, device, benchmark, asked, .. } = *before;
+                Box::new(Ready { computer, device, benchmark, asked, ..*files })
+            }
             None => self.open().await?,
         };
         ready.lock = Some(lock);
@@ -95,7 +101,14 @@ impl Preparation {
         if ready.benchmark.took_ms == 0.0 || ready.asked != asked {
             (ready.computer, ready.device) = self.choose().await?;
             ready.asked = asked;
-            self.measure(&mut ready).await?;
+            if let Err(reason) = self.measure(&mut ready).await {
+                if ready.device.backend == TabBackend::Wasm || self.cancel.is_cancelled() {
+                    return Err(reason);
+                }
+                (ready.computer, ready.device) = backend::choose(Some(TabBackend::Wasm), &[]).await;
+                ready.device.notes = vec![format!("WebGPU failed while it was measured: {reason}")];
+                self.measure(&mut ready).await?;
+            }
         }
         match self.cancel.is_cancelled() {
             true => Err("cancelled".into()),

@@ -260,8 +260,7 @@ impl Tab {
     fn begin(&mut self) {
         if let Some(reason) = self.shared.meter.exhausted() {
             self.detail = format!("{reason}: raise it to go on");
-            self.mode = Mode::Resting { paused: true };
-            return self.report(true);
+            return self.rest();
         }
         let cancel = match Cancel::new() {
             Ok(cancel) => cancel,
@@ -414,6 +413,10 @@ impl Tab {
 
     fn rest(&mut self) {
         self.mode = Mode::Resting { paused: true };
+        // Another tab may work now.
+        if let Some(ready) = &mut self.ready {
+            ready.lock = None;
+        }
         self.ticking.set(false);
         self.report(true);
     }

@@ -245,6 +245,10 @@ impl Weights {
         self.memory.borrow_mut().clear();
     }
 
+    fn is_here(&self, hash: &str) -> bool {
+        self.memory.borrow().contains_key(hash) || self.kept.borrow().bytes_of(hash).is_some()
+    }
+
     /// Reads a blob piece by piece from wherever it lies and checks its hash at the end: the
     /// bytes taken count only if this succeeds.
     async fn read(&self, hash: &str, take: Take<'_>) -> Result<(), String> {
@@ -338,10 +342,19 @@ impl Source for Supply {
     ) -> Result<(), String> {
         let weights = &self.0;
         // What a device has taken cannot be taken back: nothing goes there unchecked.
-        if !weights.verified.borrow().contains(hash) {
+        if !weights.verified.borrow().contains(hash) || !weights.is_here(hash) {
             weights.read_again(hash, &mut |_, _| Ok(())).await?;
         }
-        weights.read(hash, take).await?;
+        let mut refused = false;
+        let mut take = |at, piece: &[u8]| take(at, piece).inspect_err(|_| refused = true);
+        let read = weights.read(hash, &mut take).await;
+        if let Err(reason) = read {
+            // What cannot be read any more is fetched again by the next assignment.
+            if !refused {
+                weights.remove(hash).await;
+            }
+            return Err(reason);
+        }
         // They are on the device now; whoever wants them again has them fetched again.
         weights.memory.borrow_mut().remove(hash);
         Ok(())
