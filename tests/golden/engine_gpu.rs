@@ -4,8 +4,8 @@
 //! Kernels alone are tested with their crate. Where there is no Vulkan adapter, software or
 //! not, everything here says `SKIPPED`.
 
-use std::ops::Range;
-use std::sync::OnceLock;
+use std::ops::{Deref, Range};
+use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
 use engine::gpu::{Gpu, GpuChoice, GpuLimits, GpuShard, benchmark, block_on};
 use engine::{
@@ -26,10 +26,28 @@ use tiny::{PAGES, Tiny, models, segment};
 /// largest logit: f16 keys and values (2⁻¹¹ each) through three layers.
 const TINY_TOLERANCE: f32 = 4e-3;
 
-/// The device that all tests share; none of them spoils it.
-fn gpu() -> Option<Gpu> {
+/// The device that all tests share, for one of them at a time: one thread waits for it.
+struct Turn {
+    gpu: Gpu,
+    _turn: MutexGuard<'static, ()>,
+}
+
+impl Deref for Turn {
+    type Target = Gpu;
+
+    fn deref(&self) -> &Gpu {
+        &self.gpu
+    }
+}
+
+/// None of the tests spoils it.
+fn gpu() -> Option<Turn> {
     static GPU: OnceLock<Option<Gpu>> = OnceLock::new();
-    GPU.get_or_init(open).clone()
+    static TURN: Mutex<()> = Mutex::new(());
+    // A test that failed leaves nothing in between.
+    let turn = TURN.lock().unwrap_or_else(PoisonError::into_inner);
+    let gpu = GPU.get_or_init(open).clone()?;
+    Some(Turn { gpu, _turn: turn })
 }
 
 fn open() -> Option<Gpu> {
