@@ -101,6 +101,10 @@ impl Gpu {
     ///
     /// # Errors
     /// A [`GpuError`]; the CPU then has to do.
+    #[cfg_attr(
+        target_arch = "wasm32",
+        expect(clippy::arc_with_non_send_sync, reason = "a tab's device stays on its thread")
+    )]
     pub async fn open(choice: GpuChoice) -> Result<Gpu, GpuError> {
         let adapter = find(choice).await?;
         let described = adapter.get_info();

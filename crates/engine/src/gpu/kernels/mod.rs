@@ -55,6 +55,10 @@ impl Kernels {
     ///
     /// # Panics
     /// If the shapes are none that a manifest's checks let through.
+    #[cfg_attr(
+        target_arch = "wasm32",
+        expect(clippy::arc_with_non_send_sync, reason = "a tab's device stays on its thread")
+    )]
     pub fn new(device: &wgpu::Device, variant: Variant, shapes: Shapes) -> Kernels {
         assert!(shapes.kv_heads > 0 && shapes.heads.is_multiple_of(shapes.kv_heads));
         assert!(shapes.head_dim > 0 && shapes.head_dim.is_multiple_of(2));
