@@ -167,7 +167,7 @@ fn score_keys(isa: Isa, query: &[f32], k: &[f32], start: usize, factor: f32, sco
         return unsafe { super::avx2_attention::score_keys(query, k, start, factor, scores) };
     }
     #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-    if isa >= Isa::Simd128 {
+    if isa.compiled() >= Isa::Simd128 {
         return super::wasm_attention::score_keys(query, k, start, factor, scores);
     }
     let _ = isa;
@@ -202,7 +202,7 @@ fn add_values(isa: Isa, p: &[f32], v: &[f32], out: &mut [f32]) {
         return unsafe { super::avx2_attention::add_values(p, v, out) };
     }
     #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-    if isa >= Isa::Simd128 {
+    if isa.compiled() >= Isa::Simd128 {
         return super::wasm_attention::add_values(p, v, out);
     }
     let _ = isa;

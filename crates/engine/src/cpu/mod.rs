@@ -73,6 +73,19 @@ impl Isa {
     pub fn best() -> Isa {
         Isa::available().into_iter().max().unwrap_or(Isa::Portable)
     }
+
+    /// The instruction set that is used where this one is asked for: itself, but in a WASM
+    /// module for browsers, which is as small as can be and so has the fastest only. A
+    /// constant there, so that no other's kernels are compiled in.
+    #[inline(always)]
+    pub(crate) fn compiled(self) -> Isa {
+        let simd = cfg!(all(target_arch = "wasm32", target_feature = "simd128"));
+        match () {
+            () if !simd || cfg!(feature = "testing") => self,
+            () if cfg!(target_feature = "relaxed-simd") => Isa::RelaxedSimd,
+            () => Isa::Simd128,
+        }
+    }
 }
 
 /// Canonical products of one tile (its `cells`) with N columns: `[N][16 rows]`.
@@ -161,7 +174,7 @@ impl Element for u16 {
             return unsafe { avx2::narrow_f16(from, to) };
         }
         #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-        if isa >= Isa::Simd128 {
+        if isa.compiled() >= Isa::Simd128 {
             return wasm_attention::narrow_f16(from, to);
         }
         let _ = isa;
@@ -191,7 +204,7 @@ pub(crate) fn widen_f16(isa: Isa, from: &[u16], to: &mut [f32]) {
         return unsafe { avx2::widen_f16(from, to) };
     }
     #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-    if isa >= Isa::Simd128 {
+    if isa.compiled() >= Isa::Simd128 {
         return wasm_attention::widen_f16(from, to);
     }
     let _ = isa;

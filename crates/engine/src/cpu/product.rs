@@ -84,7 +84,7 @@ impl Task<'_> {
                 for first in (0..self.columns).step_by(step) {
                     let last = (first + step).min(self.columns);
                     #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
-                    if self.isa >= Isa::Simd128 {
+                    if self.isa.compiled() >= Isa::Simd128 {
                         // SAFETY: passed on.
                         unsafe { self.prepared_tiles::<F>(x, first..last) };
                         continue;
@@ -146,7 +146,7 @@ impl Task<'_> {
     #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
     unsafe fn prepared_tiles<F: Format>(&self, x: &Quants, columns: Range<usize>) {
         use super::wasm;
-        let (isa, width) = (self.isa, x.cols() / BLOCK);
+        let (isa, width) = (self.isa.compiled(), x.cols() / BLOCK);
         let mut blocks = Vec::with_capacity(columns.len() * width);
         for t in columns.clone() {
             wasm::prepare::<F>(isa, x.row(t), &mut blocks);
