@@ -11,7 +11,7 @@
 use std::collections::BTreeSet;
 use std::fmt::Write as _;
 use std::path::Path;
-use std::{env, fs};
+use std::{env, fs, mem};
 
 use naga::valid::{Capabilities, ValidationFlags, Validator};
 use naga::{AddressSpace, Expression, Literal, Module, Scalar, ScalarKind, TypeInner};
@@ -29,8 +29,9 @@ fn main() {
     let mut names = Vec::new();
     for path in kernels {
         let name = path.file_stem().and_then(|s| s.to_str()).expect("a plain name").to_owned();
-        let mut source = String::new();
-        include(folder, &path, &mut BTreeSet::new(), &mut source);
+        let mut texts = Vec::new();
+        include(folder, &path, &mut BTreeSet::new(), &mut texts);
+        let source = texts.concat();
         let module = match naga::front::wgsl::parse_str(&source) {
             Ok(module) => module,
             Err(e) => panic!("{name}.wgsl: {}", e.emit_to_string(&source)),
@@ -41,7 +42,7 @@ fn main() {
         if let Err(e) = validator.validate(&module) {
             panic!("{name}.wgsl: {}", e.emit_to_string(&source));
         }
-        describe(&name, &source, &module, &mut out);
+        describe(&name, &texts, &module, &mut out);
         names.push(name);
     }
     writeln!(out, "/// All kernels.\npub const ALL: [&crate::Kernel; {}] = [", names.len())
@@ -54,27 +55,31 @@ fn main() {
     fs::write(target, out).expect("OUT_DIR can be written");
 }
 
-/// Appends a file's lines, what it includes in place of its `#include` lines, each once.
-fn include(folder: &Path, path: &Path, seen: &mut BTreeSet<String>, source: &mut String) {
+/// Appends a file's lines, what it includes in place of its `#include` lines, each once; a
+/// stretch of lines from one file is one text.
+fn include(folder: &Path, path: &Path, seen: &mut BTreeSet<String>, texts: &mut Vec<String>) {
     let text = fs::read_to_string(path).unwrap_or_else(|e| panic!("{}: {e}", path.display()));
+    let mut stretch = String::new();
     for line in text.lines() {
         match line.strip_prefix("#include \"").and_then(|rest| rest.strip_suffix('"')) {
             Some(file) => {
                 if seen.insert(file.to_owned()) {
-                    include(folder, &folder.join("common").join(file), seen, source);
+                    texts.push(mem::take(&mut stretch));
+                    include(folder, &folder.join("common").join(file), seen, texts);
                 }
             }
-            None => writeln!(source, "{line}").unwrap(),
+            None => writeln!(stretch, "{line}").unwrap(),
         }
     }
+    texts.push(stretch);
 }
 
-fn describe(name: &str, source: &str, module: &Module, out: &mut String) {
+fn describe(name: &str, texts: &[String], module: &Module, out: &mut String) {
     let entry = match module.entry_points.as_slice() {
         [entry] => entry,
         others => panic!("{name}.wgsl has {} entry points, it needs one", others.len()),
     };
-    let summary = source.lines().next().unwrap_or_default().trim_start_matches(['/', ' ']);
+    let summary = texts[0].lines().next().unwrap_or_default().trim_start_matches(['/', ' ']);
     writeln!(out, "/// {summary}\npub mod {name} {{").unwrap();
     writeln!(out, "    use crate::{{Access, Binding, Kernel}};").unwrap();
     let mut bindings = Vec::new();
@@ -126,8 +131,10 @@ fn describe(name: &str, source: &str, module: &Module, out: &mut String) {
     out.push_str("    }\n");
     writeln!(out, "    /// The kernel.\n    pub static KERNEL: Kernel = Kernel {{").unwrap();
     writeln!(out, "        name: {name:?},\n        entry: {:?},", entry.name).unwrap();
-    let source = without_comments(source);
-    writeln!(out, "        source: {source:?},\n        overrides: &{overrides:?},").unwrap();
+    // Equal texts of several kernels are one in the program.
+    let texts: Vec<_> = texts.iter().map(|text| without_comments(text)).collect();
+    let texts: Vec<_> = texts.iter().filter(|text| !text.is_empty()).collect();
+    writeln!(out, "        texts: &{texts:?},\n        overrides: &{overrides:?},").unwrap();
     out.push_str("        bindings: &[\n");
     for (number, access) in bindings {
         writeln!(out, "            Binding {{ number: {number}, access: Access::{access} }},")

@@ -11,12 +11,20 @@ pub struct Kernel {
     pub name: &'static str,
     /// The entry point.
     pub entry: &'static str,
-    /// The complete WGSL.
-    pub source: &'static str,
+    /// The complete WGSL, in the pieces of which it was put together: what kernels share
+    /// stands in the program once.
+    pub texts: &'static [&'static str],
     /// Names of the override constants that a pipeline may set.
     pub overrides: &'static [&'static str],
     /// The bindings of its only bind group, by number.
     pub bindings: &'static [Binding],
+}
+
+impl Kernel {
+    /// The complete WGSL.
+    pub fn source(&self) -> String {
+        self.texts.concat()
+    }
 }
 
 /// One binding of a kernel.

@@ -56,7 +56,7 @@ impl Pipelines {
     fn module(&self, kernel: &Kernel) -> wgpu::ShaderModule {
         self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(kernel.name),
-            source: wgpu::ShaderSource::Wgsl(kernel.source.into()),
+            source: wgpu::ShaderSource::Wgsl(kernel.source().into()),
         })
     }
 
