@@ -5,10 +5,13 @@
 
 use std::time::Instant;
 
-use engine::gpu::kernels::{Variant, cases, self_test};
+use engine::gpu::kernels::{Kernels, Shapes, Variant, cases, self_test};
+use model::manifest::RopePairs;
+
 const NO_GPU: &str = "SKIPPED: no GPU, and no software Vulkan: install mesa-vulkan-drivers";
 
-/// All adapters' devices, with the limits that every WebGPU has.
+/// All adapters' devices, with the limits that every WebGPU has and the features that our
+/// variants have a use for.
 fn devices() -> Vec<(String, wgpu::Device, wgpu::Queue)> {
     let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
     let adapters = engine::gpu::block_on(instance.enumerate_adapters(wgpu::Backends::PRIMARY));
@@ -17,6 +20,7 @@ fn devices() -> Vec<(String, wgpu::Device, wgpu::Queue)> {
         let name = format!("{} ({})", adapter.get_info().name, adapter.get_info().backend);
         let descriptor = wgpu::DeviceDescriptor {
             required_limits: wgpu::Limits::default(),
+            required_features: adapter.features() & Variant::FEATURES,
             ..Default::default()
         };
         match engine::gpu::block_on(adapter.request_device(&descriptor)) {
@@ -27,6 +31,18 @@ fn devices() -> Vec<(String, wgpu::Device, wgpu::Queue)> {
     devices
 }
 
+/// Shapes for kernels that are asked for others anyway.
+const SHAPES: Shapes = Shapes {
+    d_model: 4,
+    heads: 1,
+    kv_heads: 1,
+    head_dim: 2,
+    d_ff: 4,
+    vocab: 4,
+    pairs: RopePairs::Adjacent,
+    rms_eps: 1e-5,
+};
+
 #[test]
 fn all_cases() {
     let filter = std::env::var("WEFT_TEST_GPU_CASES").unwrap_or_default();
@@ -35,15 +51,36 @@ fn all_cases() {
         return println!("{NO_GPU}");
     }
     for (name, device, queue) in devices {
-        let start = Instant::now();
-        let results = engine::gpu::block_on(cases::run_all(&device, &queue, &filter));
-        let failed: Vec<String> = results
-            .iter()
-            .filter_map(|r| r.outcome.as_ref().err().map(|e| format!("{}: {e}", r.name)))
-            .collect();
-        println!("{name}: {} cases in {:.1} s", results.len(), start.elapsed().as_secs_f64());
-        assert!(!results.is_empty(), "no case is named {filter}");
-        assert!(failed.is_empty(), "{name}: {} failed\n{}", failed.len(), failed.join("\n"));
+        let mut ran = 0;
+        for variant in Variant::ALL {
+            if let Some(reason) = variant.unsupported(&device) {
+                println!("SKIPPED: {name}, {}: {reason}", variant.name());
+                continue;
+            }
+            let start = Instant::now();
+            let run = cases::run_all(&device, &queue, variant, &filter);
+            let results = engine::gpu::block_on(run);
+            let failed: Vec<String> = results
+                .iter()
+                .filter_map(|r| r.outcome.as_ref().err().map(|e| format!("{}: {e}", r.name)))
+                .collect();
+            println!(
+                "{name}, {}: {} cases in {:.1} s, errors up to {:.2} of their bounds",
+                variant.name(),
+                results.len(),
+                start.elapsed().as_secs_f64(),
+                results.iter().fold(0f32, |largest, r| largest.max(r.seen.error)),
+            );
+            assert!(failed.is_empty(), "{name}: {} failed\n{}", failed.len(), failed.join("\n"));
+            ran += results.len();
+            if filter.is_empty() {
+                let names: Vec<String> = results.into_iter().map(|r| r.name).collect();
+                assert_eq!(names, cases::names(variant), "each case of the table was run");
+            } else {
+                assert!(results.iter().all(|r| r.seen.values > 0), "each case compares something");
+            }
+        }
+        assert!(ran > 0, "no case is named {filter}");
     }
 }
 
@@ -54,15 +91,85 @@ fn every_variant_passes_its_self_test_or_says_why() {
         return println!("{NO_GPU}");
     }
     for (name, device, queue) in devices {
+        let base = Kernels::new(&device, Variant::Base, SHAPES);
         for variant in Variant::ALL {
             let start = Instant::now();
-            let result = engine::gpu::block_on(self_test(&device, &queue, variant));
+            let test = |kernels: Kernels| engine::gpu::block_on(self_test(&kernels, &queue));
+            let result = test(base.for_variant(variant));
             let took = start.elapsed().as_secs_f64();
-            println!("{name}, {}: {result:?} in {took:.2} s", variant.name());
+            let again = Instant::now();
             match variant.unsupported(&device) {
                 Some(reason) => assert_eq!(result, Err(reason)),
-                None => assert_eq!(result, Ok(())),
+                None => assert_eq!(test(base.for_variant(variant)), result),
             }
+            let again = again.elapsed().as_secs_f64();
+            println!("{name}, {}: {result:?} in {took:.3} s, {again:.3} compiled", variant.name());
+            assert!(result.is_ok() || variant.unsupported(&device).is_some(), "{result:?}");
+        }
+    }
+}
+
+/// A kernel, what is wrong with it then, a text of it, and what stands there instead.
+type Break = (&'static str, &'static str, &'static str, &'static str);
+
+/// Ways to break each kernel: some that any test would see, and some that only these would.
+const BREAKS: [Break; 26] = [
+    ("matvec", "a wrong sign", "y[at] = value;", "y[at] = -value;"),
+    ("matvec", "zeros", "y[at] = value;", "y[at] = 0.0;"),
+    ("matvec", "no addition", "value += y[at];", "value = value;"),
+    ("matvec", "no barrier", "workgroupBarrier();", ""),
+    ("matvec", "another order", "[at + lane * 4u + ", "[at + (15u - lane) * 4u + "),
+    ("matvec", "a row too far", "if (row < params.rows) {", "if (row <= params.rows) {"),
+    ("matmul", "a wrong sign", "y[at] = value;", "y[at] = -value;"),
+    ("matmul", "zeros", "y[at] = value;", "y[at] = 0.0;"),
+    ("matmul", "no barrier", "workgroupBarrier();", ""),
+    ("matmul", "a lane left out", "t0 += a0;", "if (lane != 3u) { t0 += a0; }"),
+    ("gate_up", "no silu", "silu(total(0u, thread, column))", "total(0u, thread, column)"),
+    ("gate_up", "zeros", "= inner[i];", "= 0.0;"),
+    ("gate_up", "no barrier", "workgroupBarrier();", ""),
+    ("qkv", "turned the other way", "-(v.y * t.y)", "v.y * t.y"),
+    ("qkv", "no bias", "a += biases(matrix, row, rows);", ""),
+    ("qkv", "no values", "append_value(t, params.kv_heads, head, params.head_dim, pair, v);", ""),
+    ("qkv", "another place", "PAGE_KEYS + position %", "PAGE_KEYS + (position + 1u) %"),
+    ("rope_append", "turned the other way", "-(v.y * t.y)", "v.y * t.y"),
+    ("rope_append", "zeros", "return pack2x16float(", "return 0u * pack2x16float("),
+    ("swiglu", "no product", "silu(gate[at]) * up[at]", "silu(gate[at])"),
+    ("embed", "another row", "(row % TILE_ROWS) / 4u", "(row % TILE_ROWS) / 8u"),
+    ("rms_norm", "no gain", "* gain[params.gain_at + i]", ""),
+    ("rms_norm", "no barrier", "workgroupBarrier();", ""),
+    ("attention", "the future", "let own = vec4<u32>(key) <", "let own = vec4<u32>(key) <="),
+    ("attention", "no factor", "s[n] * params.factor", "s[n]"),
+    ("combine", "a split left out", "var split = 1u;", "var split = 2u;"),
+];
+
+#[test]
+fn a_broken_kernel_fails_its_self_test() {
+    let devices = devices();
+    if devices.is_empty() {
+        return println!("{NO_GPU}");
+    }
+    for kernel in shaders::ALL {
+        let is_broken = BREAKS.iter().any(|(name, ..)| *name == kernel.name);
+        assert!(is_broken, "{} is never broken", kernel.name);
+    }
+    for (name, device, queue) in devices {
+        for (kernel, what, from, to) in BREAKS {
+            let edit = move |name: &str, text: &str| {
+                if name != kernel {
+                    return text.to_owned();
+                }
+                assert!(text.contains(from), "{kernel} has no {from}");
+                text.replace(from, to)
+            };
+            // The variant that has this kernel.
+            let variant = Variant::Base;
+            let kernels = Kernels::edited(&device, variant, SHAPES, edit);
+            let result = engine::gpu::block_on(self_test(&kernels, &queue));
+            let said = result.expect_err(&format!("{name}: {kernel}, {what}: it passed"));
+            println!("{kernel}, {what}: {said}");
+            let is_numeric =
+                ["element", "word", "cache", "finite"].iter().any(|w| said.contains(w));
+            assert!(is_numeric, "{name}: {kernel}, {what}: refused for another reason: {said}");
         }
     }
 }

@@ -28,6 +28,7 @@ Usage: cargo xtask COMMAND
   bench [--markdown FILE] [--model FILE] [--rounds N]
                           measure decode and prefill over local workers
   bench --wasm            the same of the engine inside WASM, in Node and in Chromium
+  bench --tab [--rounds N]  the same of all layers in one tab of headless Chromium
 
 WEFT_TEST_MODELS names the folder of the test models (default: weft/test-models in the user's
 cache folder).

@@ -3,6 +3,7 @@
 use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
@@ -30,19 +31,37 @@ pub struct Cluster {
 impl Cluster {
     /// Starts what a setup needs and waits until every worker holds layers.
     pub fn start(setup: &Setup, binaries: &Path, model: &Path) -> Result<Cluster> {
-        let name = format!("weft-bench-{}-{}", std::process::id(), setup.layers.len());
-        let folder = std::env::temp_dir().join(name);
+        let embedded = if setup.layers.is_empty() { "all" } else { "ends" };
+        let mut cluster = Cluster::coordinator(setup.name, embedded, binaries, model)?;
+        for (index, layers) in setup.layers.iter().enumerate() {
+            cluster.add_worker(binaries, index, *layers)?;
+        }
+        cluster.wait_until_ready(setup.layers.len(), "native")?;
+        Ok(cluster)
+    }
+
+    /// Starts a coordinator, whose own worker holds what `embedded` says.
+    pub fn coordinator(
+        name: &'static str,
+        embedded: &str,
+        binaries: &Path,
+        model: &Path,
+    ) -> Result<Cluster> {
+        static STARTED: AtomicU32 = AtomicU32::new(0);
+        let number = STARTED.fetch_add(1, Ordering::Relaxed);
+        let folder = format!("weft-bench-{}-{number}", std::process::id());
+        let folder = std::env::temp_dir().join(folder);
         std::fs::create_dir_all(&folder)?;
         let mut command = Command::new(binaries.join("coordinator"));
         command.args(["serve", "--listen", "127.0.0.1:0", "--model"]).arg(model);
         command.arg("--home").arg(folder.join("coordinator"));
-        command.args(["--embedded", if setup.layers.is_empty() { "all" } else { "ends" }]);
+        command.args(["--embedded", embedded]);
         // What is finished frees its memory: no prompt here has a next turn.
         command.args(["--cached-sessions-max", "0"]);
         let mut coordinator = spawn(command, &folder.join("coordinator.log"))?;
         let stdout = coordinator.stdout.take().context("its output is piped")?;
         let mut cluster = Cluster {
-            name: setup.name,
+            name,
             address: String::new(),
             children: vec![("coordinator".to_owned(), coordinator)],
             folder,
@@ -59,11 +78,12 @@ impl Cluster {
         }
         // What it says later must not fill the pipe.
         std::thread::spawn(move || lines.map_while(Result::ok).for_each(drop));
-        for (index, layers) in setup.layers.iter().enumerate() {
-            cluster.add_worker(binaries, index, *layers)?;
-        }
-        cluster.wait_until_ready(setup)?;
         Ok(cluster)
+    }
+
+    /// A folder that ends with this.
+    pub fn folder(&self) -> &Path {
+        &self.folder
     }
 
     fn add_worker(&mut self, binaries: &Path, index: usize, layers: u64) -> Result<()> {
@@ -80,11 +100,12 @@ impl Cluster {
         Ok(())
     }
 
-    fn wait_until_ready(&self, setup: &Setup) -> Result<()> {
+    /// Waits until all layers are held, and `count` workers of that kind hold some.
+    pub fn wait_until_ready(&self, count: usize, kind: &str) -> Result<()> {
         let started = Instant::now();
         loop {
             let fleet = get(&self.address, "/v1/fleet")?;
-            if fleet["models"][0]["covered"] == true && holders(&fleet) >= setup.layers.len() {
+            if fleet["models"][0]["covered"] == true && holders(&fleet, kind) >= count {
                 return Ok(());
             }
             if started.elapsed() > READY_MAX {
@@ -143,11 +164,11 @@ fn spawn(mut command: Command, log: &Path) -> Result<Child> {
     command.spawn().with_context(|| format!("{program} cannot be run"))
 }
 
-/// How many native workers hold layers.
-fn holders(fleet: &Value) -> usize {
+/// How many workers of a kind hold layers.
+fn holders(fleet: &Value, kind: &str) -> usize {
     let holds = |worker: &&Value| {
         let shards = worker["shards"].as_array().cloned().unwrap_or_default();
-        worker["kind"] == "native"
+        worker["kind"] == kind
             && shards.iter().any(|s| s["ready"] == true && s["first_layer"].is_u64())
     };
     fleet["workers"].as_array().map_or(0, |workers| workers.iter().filter(holds).count())

@@ -9,18 +9,25 @@ use serde_json::{Value, json};
 
 /// Sessions at once.
 pub const SESSIONS: [usize; 3] = [1, 4, 8];
-/// Tokens that each session decodes.
-pub const DECODED: usize = 128;
-/// Tokens of a session's prompt while decoding is measured.
-pub const SHORT_PROMPT: usize = 16;
-/// Tokens of the prompt whose prefill is measured.
-pub const LONG_PROMPT: usize = 512;
+/// What native programs are asked for.
+pub const NATIVE: Load = Load { decoded: 128, short_prompt: 16, long_prompt: 512 };
 /// Token ids of prompts lie in this range: ordinary ones of any vocabulary.
 const IDS: std::ops::Range<u64> = 1000..9000;
 /// Tokens that would end a text early, of the default model.
 const ENDS: [&str; 2] = ["0", "2"];
 /// Longest time for one request.
 const REQUEST_MAX: Duration = Duration::from_secs(300);
+
+/// How much is asked for, tokens.
+#[derive(Clone, Copy, Debug)]
+pub struct Load {
+    /// That each session decodes.
+    pub decoded: usize,
+    /// Of a session's prompt while decoding is measured.
+    pub short_prompt: usize,
+    /// Of the prompt whose prefill is measured.
+    pub long_prompt: usize,
+}
 
 /// What one round gave.
 #[derive(Clone, Debug)]
@@ -42,13 +49,13 @@ impl fmt::Display for Round {
 }
 
 /// Measures once. No two prompts begin alike, so no KV cache is found again.
-pub fn measure(address: &str, round: u64) -> Result<Round> {
+pub fn measure(address: &str, round: u64, load: &Load) -> Result<Round> {
     let mut prompts = Prompts { state: round.wrapping_mul(0x9e37_79b9).wrapping_add(1) };
     let mut decode = [0.0; 3];
     let mut first_token_s = 0.0;
     for (rate, sessions) in decode.iter_mut().zip(SESSIONS) {
         let bodies: Vec<Value> =
-            (0..sessions).map(|_| body(prompts.next(SHORT_PROMPT), DECODED)).collect();
+            (0..sessions).map(|_| body(prompts.next(load.short_prompt), load.decoded)).collect();
         let started = Instant::now();
         let runs = std::thread::scope(|scope| {
             let runs: Vec<_> =
@@ -59,15 +66,15 @@ pub fn measure(address: &str, round: u64) -> Result<Round> {
         })?;
         let first = runs.iter().map(|run| run.0).min().context("a run")?;
         let last = runs.iter().map(|run| run.1).max().context("a run")?;
-        *rate = (sessions * (DECODED - 1)) as f64 / (last - first).as_secs_f64();
+        *rate = (sessions * (load.decoded - 1)) as f64 / (last - first).as_secs_f64();
         if sessions == 1 {
             first_token_s = (first - started).as_secs_f64();
         }
     }
-    let long = body(prompts.next(LONG_PROMPT), 1);
+    let long = body(prompts.next(load.long_prompt), 1);
     let started = Instant::now();
     let (first, _) = stream(address, &long)?;
-    let prefill = LONG_PROMPT as f64 / (first - started).as_secs_f64();
+    let prefill = load.long_prompt as f64 / (first - started).as_secs_f64();
     Ok(Round { decode, prefill, first_token_s })
 }
 
@@ -139,7 +146,7 @@ pub fn get(address: &str, path: &str) -> Result<Value> {
     serde_json::from_str(&text).with_context(|| format!("{path}: {text}"))
 }
 
-fn agent() -> ureq::Agent {
+pub fn agent() -> ureq::Agent {
     let config = ureq::Agent::config_builder()
         .timeout_global(Some(REQUEST_MAX))
         .http_status_as_error(false)

@@ -4,8 +4,10 @@
 mod cluster;
 mod floor;
 mod measure;
+mod tab;
 mod table;
 mod wasm;
+mod webdriver;
 
 use std::path::PathBuf;
 
@@ -14,7 +16,7 @@ use anyhow::{Context, Result, bail, ensure};
 use crate::process::cargo;
 use crate::{models, tidy};
 use cluster::Cluster;
-use measure::{Round, measure};
+use measure::{NATIVE, Round, measure};
 
 /// Rounds if nothing else is said; medians are shown.
 const ROUNDS: usize = 5;
@@ -45,10 +47,10 @@ struct Flags {
 
 /// Measures and prints; `false` if the split costs more than it may.
 pub fn run(arguments: &[String]) -> Result<bool> {
-    if let [flag, rest @ ..] = arguments
-        && flag == "--wasm"
-    {
-        return wasm::run(rest);
+    match arguments.split_first() {
+        Some((flag, rest)) if flag == "--wasm" => return wasm::run(rest),
+        Some((flag, rest)) if flag == "--tab" => return tab::run(rest),
+        _ => {}
     }
     let flags = parse(arguments)?;
     let model = match flags.model {
@@ -71,7 +73,7 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     // The first round warms up and is thrown away.
     for number in 0..=flags.rounds {
         for (cluster, rounds) in clusters.iter().zip(&mut rounds) {
-            let round = measure(&cluster.address, number as u64)?;
+            let round = measure(&cluster.address, number as u64, &NATIVE)?;
             eprintln!("round {number}, {}: {round}", cluster.name);
             if number > 0 {
                 rounds.push(round);

@@ -6,7 +6,7 @@ use anyhow::{Result, ensure};
 
 use super::cluster::Cluster;
 use super::floor::Floor;
-use super::measure::{DECODED, LONG_PROMPT, Round, SESSIONS, SHORT_PROMPT};
+use super::measure::{NATIVE, Round, SESSIONS};
 use super::{RATIO_MIN, SETUPS};
 
 /// Medians over the rounds, one column per setup.
@@ -52,11 +52,13 @@ impl Table {
         let notes = vec![
             format!(
                 "Medians of {} interleaved rounds; in brackets the share of one process. Decode: \
-                 {DECODED} tokens after a prompt of {SHORT_PROMPT}, all sessions together. \
-                 Prefill: a prompt of {LONG_PROMPT}, up to its first token. Memory: the \
-                 coordinator, then each worker. Two workers must keep {RATIO_MIN} in the first \
-                 row.",
+                 {} tokens after a prompt of {}, all sessions together. Prefill: a prompt of {}, \
+                 up to its first token. Memory: the coordinator, then each worker. Two workers \
+                 must keep {RATIO_MIN} in the first row.",
                 rounds[0].len(),
+                NATIVE.decoded,
+                NATIVE.short_prompt,
+                NATIVE.long_prompt,
             ),
             format!(
                 "Floor: a token reads {:.1} MB of weights, and {} cores read {:.1} GB/s here: at \
@@ -99,7 +101,7 @@ fn with_ratio(values: &[f64], decimals: usize) -> Vec<String> {
     cells
 }
 
-fn median(mut values: Vec<f64>) -> f64 {
+pub(super) fn median(mut values: Vec<f64>) -> f64 {
     values.sort_by(f64::total_cmp);
     let middle = values.len() / 2;
     if values.len() % 2 == 1 { values[middle] } else { (values[middle - 1] + values[middle]) / 2.0 }

@@ -71,6 +71,11 @@ const LAYOUT: Layout = Layout::Q4M;
 const SIDES: [u32; 2] = [1024, 4096];
 /// Matrices that take turns.
 const MATRICES: usize = 16;
+/// The same where variants are timed: they differ in what they compute, not in what they read.
+const CHOICE_MATRICES: usize = 4;
+/// Rows of a matrix and of a step, for a variant's prefill.
+const CHOICE_ROWS: u32 = 256;
+const CHOICE_PREFILL_ROWS: u32 = 32;
 /// Each byte of them: scales and mins of 0.065 as f16, quants of 12 and 2 by turns.
 const FILL: u8 = 0x2c;
 /// The mean weight that makes, d·7 + m.
@@ -112,20 +117,16 @@ async fn kernels(
     until: &impl Fn(f64) -> f64,
     found: &mut GpuBenchmark,
 ) -> Option<()> {
-    let mut lab = Lab::new(gpu, SIDES[0]).await?;
-    let mut ops = lab.products();
-    lab.step(1);
-    lab.once_ms(&ops, 1, clock).await?; // the first use compiles
-    let little = lab.once_ms(&ops, 1, clock).await?;
-    let more = lab.once_ms(&ops, LARGER, clock).await?;
-    if (more - little) / ((LARGER - 1) as f64) < FAST_MS {
+    let (handle, of_gpu) = (gpu.handle(), gpu.kernels(Lab::shapes()));
+    let mut lab = Lab::new(handle, &of_gpu, SIDES[0], MATRICES).await?;
+    if lab.is_fast(clock).await? {
         // Where there is no room for the large ones, the small ones have to do.
-        if let Some(large) = Lab::new(gpu, SIDES[1]).await {
+        if let Some(large) = Lab::new(handle, &of_gpu, SIDES[1], MATRICES).await {
             lab = large;
-            ops = lab.products();
-            lab.step(1);
         }
     }
+    let ops = lab.products();
+    lab.step(1);
     let bytes = lab.matrix_bytes as f64;
     let ms = lab.slope_ms(&ops, clock, until(MATVEC_UNTIL)).await?;
     lab.check(lab.side).await?;
@@ -151,7 +152,7 @@ async fn kernels(
 }
 
 /// Matrices and activations of a device under test.
-struct Lab<'a> {
+pub(super) struct Lab<'a> {
     handle: &'a Handle,
     kernels: Kernels,
     scratch: Scratch,
@@ -166,24 +167,67 @@ struct Lab<'a> {
 }
 
 impl<'a> Lab<'a> {
+    /// Shapes of kernels that are not for a model yet.
+    pub(super) fn shapes() -> Shapes {
+        shapes_of(SIDES[0])
+    }
+
+    /// What variants are timed with: few matrices, as large as the device is fast.
+    pub(super) async fn for_choice(
+        handle: &'a Handle,
+        base: &Kernels,
+        clock: &impl Fn() -> f64,
+    ) -> Option<Lab<'a>> {
+        let mut lab = Lab::new(handle, base, SIDES[0], CHOICE_MATRICES).await?;
+        if lab.is_fast(clock).await?
+            && let Some(large) = Lab::new(handle, base, SIDES[1], CHOICE_MATRICES).await
+        {
+            lab = large;
+        }
+        Some(lab)
+    }
+
+    /// One row's product with these kernels, and one row's share of a prefill, ms.
+    pub(super) async fn token_ms(
+        &mut self,
+        kernels: &Kernels,
+        clock: &impl Fn() -> f64,
+        until: f64,
+    ) -> Option<f64> {
+        self.kernels = kernels.for_shapes(shapes_of(self.side));
+        let half = clock() + (until - clock()) / 2.0;
+        self.step(1);
+        let decode = self.slope_ms(&self.products(), clock, half).await?;
+        let part = [self.product(&self.matrix(0, CHOICE_ROWS))];
+        self.step(CHOICE_PREFILL_ROWS);
+        let prefill = self.slope_ms(&part, clock, until).await?;
+        let parts = f64::from(self.side / CHOICE_ROWS);
+        Some(decode + prefill * parts / f64::from(CHOICE_PREFILL_ROWS))
+    }
+
+    /// Whether a matrix is too small to keep the device busy.
+    async fn is_fast(&mut self, clock: &impl Fn() -> f64) -> Option<bool> {
+        let ops = self.products();
+        self.step(1);
+        self.once_ms(&ops, 1, clock).await?; // the first use compiles
+        let little = self.once_ms(&ops, 1, clock).await?;
+        let more = self.once_ms(&ops, LARGER, clock).await?;
+        Some((more - little) / ((LARGER - 1) as f64) < FAST_MS)
+    }
+
     /// `None` if there is no room for it.
-    async fn new(gpu: &'a Gpu, side: u32) -> Option<Lab<'a>> {
-        let handle = gpu.handle();
-        let shapes = Shapes {
-            d_model: side,
-            heads: 1,
-            kv_heads: 1,
-            head_dim: 32,
-            d_ff: side,
-            vocab: side,
-            pairs: RopePairs::Adjacent,
-            rms_eps: 1e-5,
-        };
+    async fn new(
+        handle: &'a Handle,
+        kernels: &Kernels,
+        side: u32,
+        matrices: usize,
+    ) -> Option<Lab<'a>> {
+        let shapes = shapes_of(side);
         let matrix_bytes = LAYOUT.matrix_bytes_u64(side, side).expect("whole cells");
         let rows = u64::from(PREFILL_ROWS * row_stride(side)) * 4;
         let mut buffers = Owned::default();
         let mut weights = Vec::new();
-        for _ in 0..MATRICES {
+        for _ in 0..matrices {
             weights.push(buffers.keep(storage_if_room(handle, matrix_bytes).await?));
         }
         let [normed, gate] = [
@@ -215,7 +259,7 @@ impl<'a> Lab<'a> {
         handle.queue.write_buffer(&scratch.normed, 0, &x);
         Some(Lab {
             handle,
-            kernels: gpu.kernels(shapes),
+            kernels: kernels.for_shapes(shapes),
             scratch,
             readback: Readback::new(handle),
             weights,
@@ -239,7 +283,7 @@ impl<'a> Lab<'a> {
     }
 
     fn products(&self) -> Vec<Op> {
-        (0..MATRICES).map(|i| self.product(&self.matrix(i, self.side))).collect()
+        (0..self.weights.len()).map(|i| self.product(&self.matrix(i, self.side))).collect()
     }
 
     /// The least that a dispatch can be: the norm of a short row.
@@ -309,6 +353,19 @@ impl<'a> Lab<'a> {
             }
         }
         Some(())
+    }
+}
+
+fn shapes_of(side: u32) -> Shapes {
+    Shapes {
+        d_model: side,
+        heads: 1,
+        kv_heads: 1,
+        head_dim: 32,
+        d_ff: side,
+        vocab: side,
+        pairs: RopePairs::Adjacent,
+        rms_eps: 1e-5,
     }
 }
 

@@ -1,12 +1,13 @@
 //! Opening a GPU: adapter, device, kernels.
 
-use std::sync::{Arc, Mutex, MutexGuard, OnceLock, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use wgpu::{Backend, DeviceType};
 
+use super::choice::{self, Chosen};
 use super::error::GpuError;
 use super::handle::Handle;
-use super::kernels::{self, Kernels, Shapes, Variant};
+use super::kernels::{Kernels, Shapes, Variant};
 use super::pace::Pace;
 
 /// Which adapter to open.
@@ -49,6 +50,8 @@ pub struct GpuInfo {
     pub is_software: bool,
     /// The kernel variant in use.
     pub variant: String,
+    /// Why that one, in words.
+    pub variant_reason: String,
     /// Variants that are not used, and why.
     pub rejected: Vec<RejectedVariant>,
     /// Largest range of a buffer that a kernel can see, bytes.
@@ -62,7 +65,7 @@ pub struct GpuInfo {
 pub struct RejectedVariant {
     /// Its name.
     pub variant: String,
-    /// Why not: a feature that lacks, or a self-test that failed.
+    /// Why not: a feature that lacks, a self-test that failed, or another one is faster.
     pub reason: String,
 }
 
@@ -76,9 +79,8 @@ struct Inner {
     handle: Handle,
     limits: wgpu::Limits,
     info: GpuInfo,
-    variant: Variant,
     /// Of some shapes: what is compiled once serves all.
-    kernels: OnceLock<Kernels>,
+    kernels: Kernels,
     pace: Mutex<Pace>,
 }
 
@@ -96,8 +98,8 @@ impl Gpu {
         (0..).zip(&adapters).map(|(index, adapter)| describe(index, &adapter.get_info())).collect()
     }
 
-    /// Opens a GPU and tests the variants of the kernels that it can run, the one expected to
-    /// be fastest first, until one computes correctly. Takes a second or so.
+    /// Opens a GPU and tests the variants of the kernels that it can run; of those that
+    /// compute correctly the fastest is used. Takes a second or so.
     ///
     /// # Errors
     /// A [`GpuError`]; the CPU then has to do.
@@ -116,8 +118,8 @@ impl Gpu {
         let limits = adapter.limits();
         let request = wgpu::DeviceDescriptor {
             label: Some("engine"),
-            // No variant has a use for any.
-            required_features: wgpu::Features::empty(),
+            // What variants have a use for.
+            required_features: adapter.features() & Variant::FEATURES,
             required_limits: limits.clone(),
             experimental_features: wgpu::ExperimentalFeatures::disabled(),
             memory_hints: wgpu::MemoryHints::MemoryUsage,
@@ -128,27 +130,21 @@ impl Gpu {
             .await
             .map_err(|error| GpuError::Device { name: name.clone(), reason: error.to_string() })?;
         let handle = Handle::new(device, queue);
-        let (variant, rejected) = choose_variant(&handle, &name).await?;
+        let Chosen { kernels, reason, rejected } = choice::choose(&handle, &name).await?;
         let info = GpuInfo {
             driver: format!("{} {}", described.driver, described.driver_info).trim().to_owned(),
             backend: backend_name(described.backend),
             device_type: type_name(described.device_type).to_owned(),
             is_software,
-            variant: variant.name().to_owned(),
+            variant: kernels.variant().name().to_owned(),
+            variant_reason: reason,
             rejected,
             binding_bytes_max: super::buffers::binding_bytes_max(&limits),
             buffer_bytes_max: limits.max_buffer_size,
             name,
         };
         Ok(Gpu {
-            inner: Arc::new(Inner {
-                handle,
-                limits,
-                info,
-                variant,
-                kernels: OnceLock::new(),
-                pace: Mutex::new(Pace::new()),
-            }),
+            inner: Arc::new(Inner { handle, limits, info, kernels, pace: Mutex::new(Pace::new()) }),
         })
     }
 
@@ -184,8 +180,7 @@ impl Gpu {
 
     /// The kernels for a model's shapes, which a manifest's checks let through.
     pub(crate) fn kernels(&self, shapes: Shapes) -> Kernels {
-        let Inner { handle, variant, kernels, .. } = &*self.inner;
-        kernels.get_or_init(|| Kernels::new(&handle.device, *variant, shapes)).for_shapes(shapes)
+        self.inner.kernels.for_shapes(shapes)
     }
 
     /// How fast it is thought to be, by all shards on it. Not to be held over an await.
@@ -196,35 +191,6 @@ impl Gpu {
     pub(crate) fn handle(&self) -> &Handle {
         &self.inner.handle
     }
-}
-
-/// The best variant that the device can run and that passes its self-test, and why the
-/// others are not used. [`Variant::ALL`] is in the order of their speed, slowest first.
-async fn choose_variant(
-    handle: &Handle,
-    name: &str,
-) -> Result<(Variant, Vec<RejectedVariant>), GpuError> {
-    let mut rejected = Vec::new();
-    for variant in Variant::ALL.into_iter().rev() {
-        let problem = match variant.unsupported(&handle.device) {
-            Some(lack) => Some(lack),
-            None => kernels::self_test(&handle.device, &handle.queue, variant).await.err(),
-        };
-        let lost = handle.lost();
-        match problem.or(lost.clone()) {
-            None => return Ok((variant, rejected)),
-            Some(reason) => {
-                let reason = reason.to_string();
-                rejected.push(RejectedVariant { variant: variant.name().to_owned(), reason });
-            }
-        }
-        if let Some(reason) = lost {
-            return Err(GpuError::Device { name: name.to_owned(), reason });
-        }
-    }
-    let reasons: Vec<String> =
-        rejected.iter().map(|r| format!("{}: {}", r.variant, r.reason)).collect();
-    Err(GpuError::SelfTest { name: name.to_owned(), reasons: reasons.join("; ") })
 }
 
 /// Where adapters are looked for: not OpenGL, which has no compute worth it.

@@ -1,7 +1,7 @@
 //! The engine on GPUs, one for browsers (WebGPU) and for everything native (Vulkan, Metal,
 //! DX12): class `wgsl-f32`.
 //!
-//! `device` opens an adapter and picks the first variant of the `kernels` that
+//! `device` opens an adapter, and `choice` picks the fastest variant of the `kernels` that
 //! passes a test there.
 //! `shard` is the contract, as [`crate::Shard`]'s but asynchronous: `weights` and `upload`
 //! bring in the blobs, `kv` has the pages (whose bookkeeping is [`crate::kv`]'s), `plan` says
@@ -13,6 +13,7 @@
 
 mod benchmark;
 mod buffers;
+mod choice;
 mod device;
 mod error;
 mod handle;

@@ -5,10 +5,8 @@ use model::layout::TENSOR_ALIGN;
 
 use super::readback::read;
 use super::step::StepData;
-#[cfg(feature = "testing")]
-use super::types::GpuVector;
-use super::types::{GpuMatrix, Piece, Place, Scratch, Shapes, Variant, row_stride};
-use super::{Op, kv_page_words, partials_bytes};
+use super::types::{GpuMatrix, GpuVector, Piece, Place, Scratch, Shapes, row_stride};
+use super::{Kernels, Op, kv_page_words, partials_bytes};
 
 /// What buffers are filled with beforehand: a NaN that no kernel makes by itself.
 pub(super) const UNWRITTEN: u32 = 0x7fc0_beef;
@@ -84,14 +82,23 @@ impl Random {
     }
 }
 
-/// A device, its queue, and the variant of the kernels to run there.
+/// Kernels, and the device and queue to run them on.
 pub(super) struct Lab<'a> {
     pub(super) device: &'a wgpu::Device,
     pub(super) queue: &'a wgpu::Queue,
-    pub(super) variant: Variant,
+    kernels: &'a Kernels,
 }
 
-impl Lab<'_> {
+impl<'a> Lab<'a> {
+    pub(super) fn new(kernels: &'a Kernels, queue: &'a wgpu::Queue) -> Lab<'a> {
+        Lab { device: kernels.pipelines.device(), queue, kernels }
+    }
+
+    /// The kernels for some shapes; what was compiled for others serves them too.
+    pub(super) fn kernels(&self, shapes: Shapes) -> Kernels {
+        self.kernels.for_shapes(shapes)
+    }
+
     /// A storage buffer of these bytes, padded to whole vec4s.
     pub(super) fn buffer(&self, bytes: &[u8]) -> wgpu::Buffer {
         use wgpu::BufferUsages as Usage;
@@ -146,7 +153,6 @@ impl Lab<'_> {
     }
 
     /// A vector, not at the start of its buffer.
-    #[cfg(feature = "testing")]
     pub(super) fn vector(&self, values: &[f32]) -> GpuVector {
         let mut bytes = vec![0xff; TENSOR_ALIGN];
         bytes.extend(values.iter().flat_map(|v| v.to_le_bytes()));

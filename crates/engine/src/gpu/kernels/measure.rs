@@ -86,7 +86,8 @@ pub async fn measure_all(
     now: &dyn Fn() -> f64,
     report: &mut dyn FnMut(&Measured),
 ) -> Result<(), String> {
-    let lab = Lab { device, queue, variant };
+    let kernels = Kernels::new(device, variant, models()[0].shapes);
+    let lab = Lab::new(&kernels, queue);
     let software = device.adapter_info().device_type == wgpu::DeviceType::Cpu;
     let mut bench = Bench { lab: &lab, now, software, filter, report };
     bench.copies().await?;
@@ -174,7 +175,7 @@ impl Bench<'_> {
 
     async fn model(&mut self, model: &Model) -> Result<(), String> {
         let s = model.shapes;
-        let kernels = Kernels::new(self.lab.device, self.lab.variant, s);
+        let kernels = self.lab.kernels(s);
         let inv_freq = vec![0.1; s.head_dim as usize / 2];
         let kv_width = s.kv_heads * s.head_dim;
         for rows in [1u32, 4, 512] {

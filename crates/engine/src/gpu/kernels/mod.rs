@@ -21,7 +21,6 @@ mod self_test;
 mod step;
 mod types;
 
-#[cfg(feature = "testing")]
 pub mod cases;
 #[cfg(feature = "testing")]
 pub mod measure;
@@ -60,9 +59,24 @@ impl Kernels {
         expect(clippy::arc_with_non_send_sync, reason = "a tab's device stays on its thread")
     )]
     pub fn new(device: &wgpu::Device, variant: Variant, shapes: Shapes) -> Kernels {
-        assert!(shapes.kv_heads > 0 && shapes.heads.is_multiple_of(shapes.kv_heads));
-        assert!(shapes.head_dim > 0 && shapes.head_dim.is_multiple_of(2));
+        check(&shapes);
         Kernels { pipelines: Arc::new(Pipelines::new(device)), variant, shapes }
+    }
+
+    /// Kernels whose texts are what `edit` makes of a kernel's name and text: broken ones, on
+    /// which a test tries the self-test.
+    ///
+    /// # Panics
+    /// As [`Kernels::new`].
+    #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
+    pub fn edited(
+        device: &wgpu::Device,
+        variant: Variant,
+        shapes: Shapes,
+        edit: impl Fn(&str, &str) -> String + Send + Sync + 'static,
+    ) -> Kernels {
+        check(&shapes);
+        Kernels { pipelines: Arc::new(Pipelines::edited(device, edit)), variant, shapes }
     }
 
     /// The same kernels for another model, which shares what was compiled.
@@ -70,9 +84,13 @@ impl Kernels {
     /// # Panics
     /// As [`Kernels::new`].
     pub fn for_shapes(&self, shapes: Shapes) -> Kernels {
-        assert!(shapes.kv_heads > 0 && shapes.heads.is_multiple_of(shapes.kv_heads));
-        assert!(shapes.head_dim > 0 && shapes.head_dim.is_multiple_of(2));
+        check(&shapes);
         Kernels { pipelines: self.pipelines.clone(), variant: self.variant, shapes }
+    }
+
+    /// Another variant of them, which shares what was compiled.
+    pub fn for_variant(&self, variant: Variant) -> Kernels {
+        Kernels { pipelines: self.pipelines.clone(), variant, shapes: self.shapes }
     }
 
     /// Which instructions they use.
@@ -153,6 +171,11 @@ impl Kernels {
         let (resource, start) = self.bind(&vector.place, 4 * u64::from(vector.len));
         (resource, (start / 4) as u32)
     }
+}
+
+fn check(shapes: &Shapes) {
+    assert!(shapes.kv_heads > 0 && shapes.heads.is_multiple_of(shapes.kv_heads));
+    assert!(shapes.head_dim > 0 && shapes.head_dim.is_multiple_of(2));
 }
 
 /// The binding of every kernel's uniform.

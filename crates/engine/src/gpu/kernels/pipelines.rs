@@ -13,7 +13,13 @@ pub(super) type Choice<'a> = &'a [(&'static str, u32)];
 pub(super) struct Pipelines {
     device: wgpu::Device,
     made: Mutex<Made>,
+    #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
+    edit: Option<Edit>,
 }
+
+/// Another text for a kernel of this name and text.
+#[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
+type Edit = Box<dyn Fn(&str, &str) -> String + Send + Sync>;
 
 /// A kernel's name and its choice.
 type PipelineKey = (&'static str, Vec<(&'static str, u32)>);
@@ -26,7 +32,20 @@ struct Made {
 
 impl Pipelines {
     pub(super) fn new(device: &wgpu::Device) -> Pipelines {
-        Pipelines { device: device.clone(), made: Mutex::default() }
+        Pipelines {
+            device: device.clone(),
+            made: Mutex::default(),
+            #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
+            edit: None,
+        }
+    }
+
+    #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
+    pub(super) fn edited(
+        device: &wgpu::Device,
+        edit: impl Fn(&str, &str) -> String + Send + Sync + 'static,
+    ) -> Pipelines {
+        Pipelines { edit: Some(Box::new(edit)), ..Pipelines::new(device) }
     }
 
     pub(super) fn device(&self) -> &wgpu::Device {
@@ -54,6 +73,13 @@ impl Pipelines {
     }
 
     fn module(&self, kernel: &Kernel) -> wgpu::ShaderModule {
+        #[cfg(all(feature = "testing", not(target_arch = "wasm32")))]
+        if let Some(edit) = &self.edit {
+            return self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
+                label: Some(kernel.name),
+                source: wgpu::ShaderSource::Wgsl(edit(kernel.name, &kernel.source()).into()),
+            });
+        }
         self.device.create_shader_module(wgpu::ShaderModuleDescriptor {
             label: Some(kernel.name),
             source: wgpu::ShaderSource::Wgsl(kernel.source().into()),

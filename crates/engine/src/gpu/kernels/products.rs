@@ -183,7 +183,45 @@ impl Kernels {
         kv: &wgpu::Buffer,
         scratch: &Scratch,
     ) -> Op {
-        let mut separate = [Vec::new(), Vec::new(), Vec::new()];
+        let hd = self.shapes.head_dim;
+        let fits = match self.shapes.pairs {
+            RopePairs::Adjacent => true,
+            RopePairs::HalfSplit => hd.is_multiple_of(2 * qkv::TILE_ROWS),
+        };
+        let is_fused = fits && [q, k, v].iter().all(|m| m.pieces.len() == 1);
+        let mut ways = Vec::new();
+        for (rows_max, columns) in COLUMNS {
+            ways.push(few_rows(
+                rows_max,
+                match is_fused {
+                    true => vec![self.fused_qkv([q, k, v], biases, kv, columns, scratch)],
+                    false => self.separate_qkv([q, k, v], biases, kv, Some(columns), scratch),
+                },
+            ));
+        }
+        ways.push(any_shape(match (self.variant, is_fused) {
+            (Variant::Serial, true) => {
+                vec![self.fused_qkv([q, k, v], biases, kv, qkv::COLUMNS_MAX, scratch)]
+            }
+            (Variant::Serial, false) => {
+                let columns = Some(qkv::COLUMNS_MAX);
+                self.separate_qkv([q, k, v], biases, kv, columns, scratch)
+            }
+            (Variant::Base, _) => self.separate_qkv([q, k, v], biases, kv, None, scratch),
+        }));
+        Op { rows: Rows::All, ways }
+    }
+
+    /// Three products, of so many columns at a time or for many rows, then the rotation.
+    fn separate_qkv(
+        &self,
+        [q, k, v]: [&GpuMatrix; 3],
+        biases: Option<&GpuVector>,
+        kv: &wgpu::Buffer,
+        columns: Option<u32>,
+        scratch: &Scratch,
+    ) -> Vec<Dispatch> {
+        let mut dispatches = Vec::new();
         let outputs = [
             (q, &scratch.query, 0),
             (k, &scratch.key, q.rows),
@@ -194,31 +232,14 @@ impl Kernels {
                 Some(vector) => Epilogue::Bias { vector: vector.clone(), first },
                 None => Epilogue::Store,
             };
-            let op = self.product(matrix, &scratch.normed, output, &epilogue, Rows::All, scratch);
-            for (all, way) in separate.iter_mut().zip(op.ways) {
-                all.extend(way.dispatches);
-            }
+            let x = &scratch.normed;
+            dispatches.extend(match columns {
+                Some(n) => self.matvec(matrix, x, output, &epilogue, Rows::All, n, scratch),
+                None => self.matmul(matrix, x, output, &epilogue, Rows::All, scratch),
+            });
         }
-        let append = self.rope_append(kv, scratch);
-        let [one, some, many] = separate.map(|mut dispatches| {
-            dispatches.push(append.clone());
-            dispatches
-        });
-        let hd = self.shapes.head_dim;
-        let fits = match self.shapes.pairs {
-            RopePairs::Adjacent => true,
-            RopePairs::HalfSplit => hd.is_multiple_of(2 * qkv::TILE_ROWS),
-        };
-        let [one, some, many] = if fits && [q, k, v].iter().all(|m| m.pieces.len() == 1) {
-            let [one, some] = COLUMNS
-                .map(|(_, columns)| vec![self.fused_qkv([q, k, v], biases, kv, columns, scratch)]);
-            let many = if self.variant == Variant::Serial { some.clone() } else { many };
-            [one, some, many]
-        } else {
-            [one, some, many]
-        };
-        let ways = vec![few_rows(COLUMNS[0].0, one), few_rows(COLUMNS[1].0, some), any_shape(many)];
-        Op { rows: Rows::All, ways }
+        dispatches.push(self.rope_append(kv, scratch));
+        dispatches
     }
 
     fn fused_qkv(

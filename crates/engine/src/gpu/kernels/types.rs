@@ -108,8 +108,10 @@ pub enum Variant {
 }
 
 impl Variant {
-    /// All, best last.
+    /// All.
     pub const ALL: [Variant; 2] = [Variant::Base, Variant::Serial];
+    /// What they need of a device beyond every WebGPU, where it has it.
+    pub const FEATURES: wgpu::Features = wgpu::Features::empty();
 
     /// Its name, for people.
     pub const fn name(self) -> &'static str {

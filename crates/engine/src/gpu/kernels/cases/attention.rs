@@ -1,30 +1,49 @@
 //! Attention over pages.
 
+use std::ops::Range;
+
 use model::manifest::RopePairs;
 use numerics::f16::{f16_to_f32, f32_to_f16};
 
-use super::Runner;
-use super::compare::{ULP, same_bits, take_rows, within};
-use crate::gpu::kernels::lab::{Lab, Random};
-use crate::gpu::kernels::{
-    Kernels, Shapes, StepData, StepRow, attention::SPLIT_ROWS_MAX, kv_page_words,
-};
+use super::compare::{ULP, same_bits};
+use super::{Extent, Runner, Tester};
+use crate::gpu::kernels::lab::Random;
+use crate::gpu::kernels::{Shapes, StepData, StepRow, attention::SPLIT_ROWS_MAX, kv_page_words};
 
 /// Pages of the layer's cache.
 const PAGES: u32 = 12;
 /// Positions that the longest session has.
 const KEYS_MAX: u32 = 420;
 
-pub(super) async fn run(lab: &Lab<'_>, runner: &mut Runner) {
+pub(super) async fn run(runner: &mut Runner<'_>, extent: Extent) {
     for (heads, kv_heads, head_dim) in
         [(9, 3, 64), (4, 1, 128), (14, 2, 64), (2, 2, 2), (3, 1, 10), (8, 1, 32)]
     {
+        if extent == Extent::Start && heads != 9 {
+            continue;
+        }
         let name = format!("attention {heads}/{kv_heads} heads of {head_dim}");
-        runner.case(lab, name, async || attention(lab, heads, kv_heads, head_dim).await).await;
+        runner.case(name, async |t| attention(t, heads, kv_heads, head_dim).await).await;
     }
-    runner
-        .case(lab, "attention with an infinite score".to_owned(), async || faults(lab).await)
-        .await;
+    #[cfg(feature = "testing")]
+    if extent == Extent::Whole {
+        runner.case("attention with an infinite score".to_owned(), faults).await;
+    }
+}
+
+/// How the step's `t` rows are cut: all at once, then as each other way to compute them takes
+/// them, with one split of the keys and with several.
+fn runs(extent: Extent, t: usize) -> Vec<Vec<Range<usize>>> {
+    match extent {
+        Extent::Start => vec![vec![0..t], vec![21..25], vec![t - 5..t]],
+        #[cfg(feature = "testing")]
+        Extent::Whole => {
+            let cut = |count: usize| {
+                (0..t).step_by(count).map(|start| start..(start + count).min(t)).collect()
+            };
+            [t, SPLIT_ROWS_MAX as usize, 17, 3, 1].map(cut).into()
+        }
+    }
 }
 
 fn shapes(heads: u32, kv_heads: u32, head_dim: u32) -> Shapes {
@@ -96,7 +115,13 @@ fn step() -> StepData {
     StepData { rows, page_tables, kept: vec![] }
 }
 
-async fn attention(lab: &Lab<'_>, heads: u32, kv_heads: u32, head_dim: u32) -> Result<(), String> {
+async fn attention(
+    tester: Tester<'_>,
+    heads: u32,
+    kv_heads: u32,
+    head_dim: u32,
+) -> Result<(), String> {
+    let lab = tester.lab;
     let shapes = shapes(heads, kv_heads, head_dim);
     let (width, hd) = ((heads * head_dim) as usize, head_dim as usize);
     let mut random = Random::new(u64::from(heads * 1000 + head_dim));
@@ -122,31 +147,35 @@ async fn attention(lab: &Lab<'_>, heads: u32, kv_heads: u32, head_dim: u32) -> R
     let score = 3.0 * (head_dim as f32).sqrt();
     let bound = 2.0 * (head_dim as f32 * score + KEYS_MAX as f32 / 16.0 + 40.0) * ULP;
 
-    let kernels = Kernels::new(lab.device, lab.variant, shapes);
+    let kernels = lab.kernels(shapes);
     let mut whole = Vec::new();
-    for count in [t, SPLIT_ROWS_MAX as usize, 17, 3, 1] {
+    for run in runs(tester.extent, t) {
         let mut got = Vec::new();
-        for start in (0..t).step_by(count) {
-            let end = (start + count).min(t);
+        for &Range { start, end } in &run {
             let part = StepData { rows: step.rows[start..end].to_vec(), ..step.clone() };
             let scratch = lab.scratch(&shapes, (end - start) as u32, KEYS_MAX);
             let op = kernels.attention(&kv, &scratch);
             lab.write_rows(&scratch.query, width, &queries[start * width..end * width]);
             lab.run(&[&op], &part, &[], &scratch);
-            got.extend(take_rows(&lab.words(&scratch.mixed).await?, width, end - start)?);
+            let words = lab.words(&scratch.mixed).await?;
+            got.extend(tester.take_rows(&words, width, end - start)?);
         }
-        if count == t {
-            within(&got, &want, |_| bound, width)?;
+        if whole.is_empty() {
+            tester.within(&got, &want, |_| bound, width)?;
             whole = got;
         } else {
-            same_bits(&got, &whole, width, &format!("in steps of {count}"))?;
+            let want = run.iter().flat_map(|r| &whole[r.start * width..r.end * width]);
+            let want: Vec<f32> = want.copied().collect();
+            same_bits(&got, &want, width, &format!("in steps {run:?}"))?;
         }
     }
     Ok(())
 }
 
 /// A score that is not finite makes its row NaN, and no other.
-async fn faults(lab: &Lab<'_>) -> Result<(), String> {
+#[cfg(feature = "testing")]
+async fn faults(tester: Tester<'_>) -> Result<(), String> {
+    let lab = tester.lab;
     let shapes = shapes(3, 1, 16);
     let width = 48;
     let mut random = Random::new(11);
@@ -166,7 +195,7 @@ async fn faults(lab: &Lab<'_>) -> Result<(), String> {
         };
         let mut queries = random.floats(rows as usize * width);
         queries[0] = f32::NAN; // The first row's first head.
-        let kernels = Kernels::new(lab.device, lab.variant, shapes);
+        let kernels = lab.kernels(shapes);
         let scratch = lab.scratch(&shapes, rows, KEYS_MAX);
         lab.write_rows(&scratch.query, width, &queries);
         lab.run(&[&kernels.attention(&kv, &scratch)], &step, &[], &scratch);
@@ -180,6 +209,7 @@ async fn faults(lab: &Lab<'_>) -> Result<(), String> {
                 }
             }
         }
+        tester.saw(got.len(), 0.0, 0);
     }
     Ok(())
 }

@@ -6,11 +6,12 @@ use model::manifest::RopePairs;
 use numerics::exp::silu;
 use numerics::product::f32_dot;
 
-use super::Runner;
-use super::compare::{ULP, same_bits, take_rows, within};
-use crate::gpu::kernels::lab::{Lab, Random};
-use crate::gpu::kernels::{Epilogue, Kernels, MATVEC_ROWS_MAX, Rows, Shapes, StepData, StepRow};
+use super::compare::{ULP, same_bits};
+use super::{Extent, Runner, Tester};
+use crate::gpu::kernels::lab::{Random, UNWRITTEN};
+use crate::gpu::kernels::{Epilogue, MATVEC_ROWS_MAX, Rows, Shapes, StepData, StepRow};
 
+#[cfg(feature = "testing")]
 const LAYOUTS: [Layout; 8] = [
     Layout::Q4S,
     Layout::Q4M,
@@ -21,11 +22,24 @@ const LAYOUTS: [Layout; 8] = [
     Layout::F16,
     Layout::F32,
 ];
-/// Rows of the largest step: two tiles of the matrix-matrix kernel, the second one partial.
-const STEP_ROWS: usize = 70;
-/// Other companies: first row and rows.
-const COMPANIES: [(usize, usize); 7] =
-    [(0, 1), (69, 1), (3, 2), (10, 3), (5, 4), (20, 5), (50, 17)];
+/// What lies beside the rows of an output that is added to: a NaN would hide that it was.
+const ADDED_TO: u32 = 0x4b3c_614e;
+
+/// The largest step and then other companies: first row and rows. The largest is two tiles of
+/// the matrix-matrix kernel, the second one partial.
+#[cfg(feature = "testing")]
+const WHOLE: [(usize, usize); 8] =
+    [(0, 70), (0, 1), (69, 1), (3, 2), (10, 3), (5, 4), (20, 5), (50, 17)];
+/// The same at start-up: each way to compute it once.
+const START: [(usize, usize); 3] = [(0, 20), (10, 5), (19, 1)];
+
+fn companies(extent: Extent) -> &'static [(usize, usize)] {
+    match extent {
+        Extent::Start => &START,
+        #[cfg(feature = "testing")]
+        Extent::Whole => &WHOLE,
+    }
+}
 
 /// Shapes that products alone need.
 pub(super) fn plain_shapes(d_model: u32, d_ff: u32, vocab: u32) -> Shapes {
@@ -86,7 +100,40 @@ pub(super) fn largest_min(weights: &[Vec<f32>]) -> f32 {
     2.0 * weights.iter().flatten().fold(0.0f32, |m, w| m.max(w.abs()))
 }
 
-pub(super) async fn run(lab: &Lab<'_>, runner: &mut Runner) {
+pub(super) async fn run(runner: &mut Runner<'_>, extent: Extent) {
+    #[cfg(feature = "testing")]
+    if extent == Extent::Whole {
+        run_layouts(runner).await;
+    }
+    for (name, kind) in [("bias", Kind::Bias), ("add", Kind::Add)] {
+        for (layout, rows, cols) in
+            [(Layout::Q4M, 50, 96), (Layout::Q8, 50, 96), (Layout::F16, 70, 24)]
+        {
+            if extent == Extent::Start && !(kind == Kind::Add && layout == Layout::Q4M) {
+                continue;
+            }
+            let name = format!("product {layout:?} [{rows}, {cols}] {name} in pieces");
+            let case = async |t: Tester<'_>| product(t, layout, rows, cols, 7, kind).await;
+            runner.case(name, case).await;
+        }
+    }
+    for (gate, up, rows, cols) in [
+        (Layout::Q4M, Layout::Q4M, 100, 576),
+        (Layout::Q4K, Layout::Q6K, 33, 512),
+        (Layout::Q5S, Layout::Q8, 16, 64),
+        (Layout::F32, Layout::F16, 21, 9),
+    ] {
+        if extent == Extent::Start && gate != Layout::Q4K {
+            continue;
+        }
+        let name = format!("gate_up {gate:?} {up:?} [{rows}, {cols}]");
+        runner.case(name, async |t| gate_up(t, [gate, up], rows, cols).await).await;
+    }
+}
+
+/// Every layout, at odd shapes and at some of real models.
+#[cfg(feature = "testing")]
+async fn run_layouts(runner: &mut Runner<'_>) {
     for (i, layout) in LAYOUTS.into_iter().enumerate() {
         let cell = layout.cell_cols() as u32;
         let mut shapes = vec![(40, cell.max(32) * 3), (17, cell.max(32))];
@@ -101,52 +148,43 @@ pub(super) async fn run(lab: &Lab<'_>, runner: &mut Runner) {
         for (rows, cols) in shapes {
             let name = format!("product {layout:?} [{rows}, {cols}]");
             let seed = (i as u64) << 32 | u64::from(rows * cols);
-            runner
-                .case(lab, name, async || product(lab, layout, rows, cols, seed, Kind::Store).await)
-                .await;
+            let kind = Kind::Store;
+            let case = async |t: Tester<'_>| product(t, layout, rows, cols, seed, kind).await;
+            runner.case(name, case).await;
         }
-    }
-    for (name, kind) in [("bias", Kind::Bias), ("add", Kind::Add)] {
-        for (layout, rows, cols) in [(Layout::Q8, 50, 96), (Layout::F16, 70, 24)] {
-            let name = format!("product {layout:?} [{rows}, {cols}] {name} in pieces");
-            runner.case(lab, name, async || product(lab, layout, rows, cols, 7, kind).await).await;
-        }
-    }
-    for (gate, up, rows, cols) in [
-        (Layout::Q4M, Layout::Q4M, 100, 576),
-        (Layout::Q4K, Layout::Q6K, 33, 512),
-        (Layout::Q5S, Layout::Q8, 16, 64),
-        (Layout::F32, Layout::F16, 21, 9),
-    ] {
-        let name = format!("gate_up {gate:?} {up:?} [{rows}, {cols}]");
-        runner.case(lab, name, async || gate_up(lab, [gate, up], rows, cols).await).await;
     }
 }
 
 #[derive(Clone, Copy, PartialEq)]
 enum Kind {
+    #[cfg(feature = "testing")]
     Store,
     Bias,
     Add,
 }
 
 async fn product(
-    lab: &Lab<'_>,
+    tester: Tester<'_>,
     layout: Layout,
     rows: u32,
     cols: u32,
     seed: u64,
     kind: Kind,
 ) -> Result<(), String> {
+    let Tester { lab, extent, .. } = tester;
+    let companies = companies(extent);
+    let step_rows = companies[0].1;
+    assert!(step_rows as u32 > MATVEC_ROWS_MAX);
     let mut random = Random::new(seed);
     let bytes = random.matrix(layout, rows, cols);
-    let x = random.floats(STEP_ROWS * cols as usize);
+    let x = random.floats(step_rows * cols as usize);
     let bias = random.floats(rows as usize);
-    let before = random.floats(STEP_ROWS * rows as usize);
+    let before = random.floats(step_rows * rows as usize);
     let weights = dequantised(layout, rows, cols, &bytes);
     let (mut want, mut bounds) = expected(&weights, &x, largest_min(&weights));
     for (i, (want, bound)) in want.iter_mut().zip(&mut bounds).enumerate() {
         *want += match kind {
+            #[cfg(feature = "testing")]
             Kind::Store => 0.0,
             Kind::Bias => bias[i % rows as usize],
             Kind::Add => before[i],
@@ -155,10 +193,11 @@ async fn product(
     }
 
     let shapes = plain_shapes(cols, 4, rows);
-    let kernels = Kernels::new(lab.device, lab.variant, shapes);
-    let piece_rows = if kind == Kind::Store { rows } else { 32 };
+    let kernels = lab.kernels(shapes);
+    let piece_rows = if kind == Kind::Bias || kind == Kind::Add { 32 } else { rows };
     let matrix = lab.matrix(layout, rows, cols, &bytes, piece_rows);
     let epilogue = match kind {
+        #[cfg(feature = "testing")]
         Kind::Store => Epilogue::Store,
         // The matrix's biases begin in the middle of the vector.
         Kind::Bias => {
@@ -168,9 +207,8 @@ async fn product(
         Kind::Add => Epilogue::Add,
     };
     let (r, c) = (rows as usize, cols as usize);
-    let companies = [(0, STEP_ROWS)].into_iter().chain(COMPANIES);
     let mut whole = Vec::new();
-    for (start, count) in companies {
+    for &(start, count) in companies {
         let scratch = lab.scratch(&shapes, count as u32, 64);
         let op = kernels.product(
             &matrix,
@@ -182,13 +220,15 @@ async fn product(
         );
         lab.write_rows(&scratch.normed, c, &x[start * c..(start + count) * c]);
         if kind == Kind::Add {
+            lab.write_words(&scratch.logits, &vec![ADDED_TO; scratch.logits.size() as usize / 4]);
             lab.write_rows(&scratch.logits, r, &before[start * r..(start + count) * r]);
         }
         lab.run(&[&op], &plain_step(count), &[0.0], &scratch);
-        let got = take_rows(&lab.words(&scratch.logits).await?, r, count)?;
-        if count == STEP_ROWS {
-            assert!(count as u32 > MATVEC_ROWS_MAX);
-            within(&got, &want, |i| bounds[i], r)?;
+        let filled = if kind == Kind::Add { ADDED_TO } else { UNWRITTEN };
+        let words = lab.words(&scratch.logits).await?;
+        let got = tester.take_rows_of(&words, r, count, filled)?;
+        if count == step_rows {
+            tester.within(&got, &want, |i| bounds[i], r)?;
             whole = got;
         } else {
             let what = format!("rows {start}..{} by themselves", start + count);
@@ -198,12 +238,20 @@ async fn product(
     Ok(())
 }
 
-async fn gate_up(lab: &Lab<'_>, layouts: [Layout; 2], rows: u32, cols: u32) -> Result<(), String> {
+async fn gate_up(
+    tester: Tester<'_>,
+    layouts: [Layout; 2],
+    rows: u32,
+    cols: u32,
+) -> Result<(), String> {
+    let Tester { lab, extent, .. } = tester;
+    let companies = companies(extent);
+    let step_rows = companies[0].1;
     let mut random = Random::new(u64::from(rows + cols));
-    let x = random.floats(STEP_ROWS * cols as usize);
+    let x = random.floats(step_rows * cols as usize);
     let bytes = layouts.map(|layout| random.matrix(layout, rows, cols));
     let shapes = plain_shapes(cols, rows, 4);
-    let kernels = Kernels::new(lab.device, lab.variant, shapes);
+    let kernels = lab.kernels(shapes);
     let mut matrices = Vec::new();
     let mut results = Vec::new();
     for (layout, bytes) in layouts.into_iter().zip(&bytes) {
@@ -224,20 +272,20 @@ async fn gate_up(lab: &Lab<'_>, layouts: [Layout; 2], rows: u32, cols: u32) -> R
     };
     let (r, c) = (rows as usize, cols as usize);
     let mut whole = Vec::new();
-    for (start, count) in [(0, STEP_ROWS)].into_iter().chain(COMPANIES) {
+    for &(start, count) in companies {
         let scratch = lab.scratch(&shapes, count as u32, 64);
         let op = kernels.gate_up(&matrices[0], &matrices[1], &scratch);
         lab.write_rows(&scratch.normed, c, &x[start * c..(start + count) * c]);
         lab.run(&[&op], &plain_step(count), &[0.0], &scratch);
         let words = lab.words(&scratch.gate).await?;
-        if count == STEP_ROWS {
+        if count == step_rows {
             // The last step of it works on whole vec4s: what lies between rows is its own.
             let got = lab.rows(&scratch.gate, r, count).await?;
-            within(&got, &want, bound, r)?;
+            tester.within(&got, &want, bound, r)?;
             whole = got;
         } else {
             let got = if count as u32 <= MATVEC_ROWS_MAX {
-                take_rows(&words, r, count)?
+                tester.take_rows(&words, r, count)?
             } else {
                 lab.rows(&scratch.gate, r, count).await?
             };
