@@ -1,15 +1,26 @@
 //! A shard with helpers: the same bits, also when they fail.
 
 use engine::Class;
-use engine::crew::{Crew, OrderError, Share};
+use engine::crew::{Crew, OrderError, PIECES_MAX, Share};
 
 use crate::tiny::{Tiny, expected, feed, models, same_bits};
 
-/// Helpers on the same thread; after `answers_left` answers they are silent.
+/// Helpers on the same thread, each as diligent as `diligence` says.
 struct Inline {
     shares: Vec<Share>,
-    answers: Vec<Vec<u8>>,
-    answers_left: u32,
+    diligence: Diligence,
+    /// Of the last order: pieces not taken back, pieces begun, and the answers.
+    orders: Vec<(usize, usize, Vec<u8>)>,
+}
+
+/// What a helper does of the next order's pieces.
+#[derive(Clone, Copy)]
+struct Diligence {
+    /// Begins so many and one more at each order, modulo this.
+    begins: usize,
+    /// Leaves so many of them without an answer.
+    drops: usize,
+    orders: usize,
 }
 
 impl Crew for Inline {
@@ -17,31 +28,58 @@ impl Crew for Inline {
         self.shares.len()
     }
 
-    fn begin(&mut self, order: &[u8]) {
-        for (share, answer) in self.shares.iter_mut().zip(&mut self.answers) {
+    fn begin(&mut self, order: &[u8], pieces: &[usize]) {
+        let d = &mut self.diligence;
+        d.orders += 1;
+        for (helper, (share, &pieces)) in self.shares.iter_mut().zip(pieces).enumerate() {
             assert!(order.len() <= share.order_bytes_max(), "an order of {} bytes", order.len());
-            share.run(order, answer).expect("an order of our own chief");
-            assert!(answer.len() <= share.answer_bytes_max(), "an answer of {}", answer.len());
+            assert!(pieces <= PIECES_MAX, "{pieces} pieces");
+            let begun = ((d.orders + helper) % d.begins).min(pieces);
+            let mut answers = Vec::new();
+            assert_eq!(share.begin(order), Ok(pieces), "an order of our own chief");
+            let mut piece = Vec::new();
+            for number in 0..begun.saturating_sub(d.drops) {
+                let at = share.run(number, &mut piece);
+                assert_eq!(at, answers.len(), "pieces follow each other");
+                answers.extend_from_slice(&piece);
+                assert!(answers.len() <= share.answer_bytes_max(), "{} bytes", answers.len());
+            }
+            self.orders[helper] = (pieces, begun, answers);
         }
     }
 
-    fn collect(&mut self, helper: usize, answer: &mut [u8]) -> bool {
-        if self.answers_left == 0 {
-            return false;
-        }
-        self.answers_left -= 1;
-        answer.copy_from_slice(&self.answers[helper]);
-        true
+    fn take(&mut self, helper: usize) -> bool {
+        let (left, begun, _) = &mut self.orders[helper];
+        let free = *left > *begun;
+        *left -= usize::from(free);
+        free
+    }
+
+    fn answered(&mut self, helper: usize, begun: usize) -> usize {
+        assert_eq!(begun, self.orders[helper].1, "what was begun and not taken back");
+        begun.saturating_sub(self.diligence.drops)
+    }
+
+    fn copy(&mut self, helper: usize, answers: &mut [u8]) {
+        let (_, _, there) = &self.orders[helper];
+        assert_eq!(answers.len(), there.len(), "all that was answered");
+        answers.copy_from_slice(there);
     }
 }
 
-fn crew(tiny: &Tiny, helpers: usize, answers_left: u32) -> Box<Inline> {
-    let share = |helper| {
-        let blobs = |hash: &str| tiny.blobs.get(hash).cloned();
-        Share::load(&tiny.manifest, 0..tiny.parts(), blobs, helper, helpers).expect("it loads")
-    };
-    let shares: Vec<Share> = (0..helpers).map(share).collect();
-    Box::new(Inline { answers: vec![Vec::new(); helpers], shares, answers_left })
+pub fn share(tiny: &Tiny, helper: usize, helpers: usize) -> Share {
+    let mut share = Share::new(helper, helpers);
+    for part in 0..tiny.parts() {
+        let mut blobs = |hash: &str| tiny.blobs.get(hash).cloned();
+        share.add(&tiny.manifest, part, &mut blobs).expect("it loads");
+    }
+    share
+}
+
+fn crew(tiny: &Tiny, helpers: usize, begins: usize, drops: usize) -> Box<Inline> {
+    let shares: Vec<Share> = (0..helpers).map(|helper| share(tiny, helper, helpers)).collect();
+    let diligence = Diligence { begins, drops, orders: 0 };
+    Box::new(Inline { orders: vec![(0, 0, Vec::new()); helpers], shares, diligence })
 }
 
 #[cfg_attr(not(target_arch = "wasm32"), test)]
@@ -52,11 +90,10 @@ pub fn helpers_do_not_show() {
             let want = expected(&tiny.reference(), class, &tokens).logits;
             for helpers in [1, 2, 5] {
                 let mut shard = tiny.whole(class);
-                shard.take_on(crew(&tiny, helpers, u32::MAX));
+                shard.take_on(crew(&tiny, helpers, PIECES_MAX + 1, 0));
                 let mut got = feed(&mut shard, 1, 0, &tokens[..69]);
                 got.extend(feed(&mut shard, 1, 69, &tokens[69..]));
                 same_bits(&got, &want, &format!("{name}, {class:?}, {helpers} helpers"));
-                assert_eq!(shard.helpers(), helpers);
             }
         }
     }
@@ -67,12 +104,12 @@ pub fn a_helper_that_falls_silent_is_made_up_for() {
     let (name, tiny) = models().swap_remove(0);
     let tokens = tiny.tokens(1, 40);
     let want = expected(&tiny.reference(), Class::Canonical1, &tokens).logits;
-    for answers_left in [0, 1, 7] {
+    // It begins nothing, or one piece that it never answers, or all and answers few.
+    for (begins, drops) in [(1, 0), (2, 1), (PIECES_MAX + 1, 1), (PIECES_MAX + 1, 3)] {
         let mut shard = tiny.whole(Class::Canonical1);
-        shard.take_on(crew(&tiny, 2, answers_left));
+        shard.take_on(crew(&tiny, 2, begins, drops));
         let got = feed(&mut shard, 1, 0, &tokens);
-        same_bits(&got, &want, &format!("{name}, {answers_left} answers"));
-        assert_eq!(shard.helpers(), 0);
+        same_bits(&got, &want, &format!("{name}, begins {begins}, drops {drops}"));
     }
 }
 
@@ -80,11 +117,10 @@ pub fn a_helper_that_falls_silent_is_made_up_for() {
 pub fn shares_add_up_and_refuse_what_is_not_theirs() {
     let (_, tiny) = models().swap_remove(0);
     let whole: u64 = tiny.manifest.span_bytes(0..tiny.parts());
-    let mut crew = crew(&tiny, 3, 0);
+    let mut crew = crew(&tiny, 3, 1, 0);
     let held: u64 = crew.shares.iter().map(Share::weights_bytes).sum();
     assert!(held > whole / 3 && held < whole, "{held} bytes of {whole}");
-    let mut answer = Vec::new();
-    let mut refused = |order: &[u8]| crew.shares[0].run(order, &mut answer);
+    let mut refused = |order: &[u8]| crew.shares[0].begin(order);
     for bytes in [0, 7, 8, 100] {
         let order = vec![0xff; bytes];
         assert_eq!(refused(&order), Err(OrderError { bytes }));

@@ -11,4 +11,5 @@ mod products;
 mod rows;
 mod sessions;
 mod shards;
+mod slots;
 mod tiny;

@@ -29,6 +29,9 @@ Usage: cargo xtask COMMAND
                           measure decode and prefill over local workers
   bench --wasm            the same of the engine inside WASM, in Node and in Chromium
   bench --tab [--rounds N]  the same of all layers in one tab of headless Chromium
+  bench --peers [--rounds N] [--markdown FILE]
+                          the CPU engine beside llama.cpp, whose programs lie in the folder
+                          that WEFT_LLAMA_CPP names
 
 WEFT_TEST_MODELS names the folder of the test models (default: weft/test-models in the user's
 cache folder).

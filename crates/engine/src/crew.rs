@@ -3,31 +3,42 @@
 //! For Web Workers that each run a WASM instance of their own. The *chief* holds the shard,
 //! all its weights and the KV cache, and runs every step. Each *helper* holds a [`Share`]:
 //! some 16-row tiles of every matrix. For a product the chief gives all helpers one *order*
-//! (the quantised activations), computes its own tiles, and takes each helper's *answer*
-//! (its rows of the output). How the bytes travel is the [`Crew`]'s business.
+//! (the quantised activations) and computes its own tiles. A helper begins the *pieces* of its
+//! share one after the other, from the first on; the chief, once it is done, takes back what
+//! no helper has begun, from the last on, and copies the *answers* (rows of the output). So a
+//! helper that the machine does not let run takes part in nothing and holds up nobody. How the
+//! bytes travel is the [`Crew`]'s business; [`slot`] is one way.
 //!
 //! The sum over a row's columns is never split, so the bits are the same with any number of
-//! helpers. A helper whose answer does not come is not waited for again: the chief, which
-//! has all weights, computes those tiles itself.
+//! helpers and whoever computes what. A piece that was begun and is not answered in time, the
+//! chief, which has all weights, computes too: no step waits for a helper that is gone.
+
+mod share;
+pub mod slot;
 
 use std::ops::Range;
 
-use model::Manifest;
-use model::layout::{BLOCK_COLS, TILE_ROWS};
+use model::layout::TILE_ROWS;
 
-use crate::cpu::product::{Activations, product, tiles};
-use crate::cpu::quants::{QuantBlock, Quants};
+use crate::cpu::product::tiles;
+use crate::cpu::quants::Quants;
 use crate::cpu::rows::RowsMut;
-use crate::plan::{self, Command, Factor};
-use crate::run::PASS_ROWS_MAX;
-use crate::types::{BlobBytes, Class, LoadError};
-use crate::weights::{Matrix, Weights, check_manifest};
+use crate::plan::Factor;
+use crate::types::Class;
+use crate::weights::{Matrix, Weights};
+
+pub use share::{OrderError, Share};
 
 /// Helpers that one chief may have.
 pub const HELPERS_MAX: usize = 15;
 /// Values of one answer, at most (16 MiB): the chief computes a product alone whose answers
 /// would be longer, such as the logits of many rows.
 pub const ANSWER_VALUES_MAX: usize = 1 << 22;
+/// Pieces of one helper's share of a product, at most: what one that falls asleep over a piece
+/// holds up is bounded by it.
+pub const PIECES_MAX: usize = 8;
+/// Tiles of a piece, if there are so many: each costs some work of its own.
+const PIECE_TILES: usize = 4;
 /// Bytes of an order before its activations: the product's number and its rows, u32 each.
 const HEADER_BYTES: usize = 8;
 
@@ -36,29 +47,44 @@ pub trait Crew: Send {
     /// How many there are, at most [`HELPERS_MAX`]; always the same.
     fn helpers(&self) -> usize;
 
-    /// Gives every helper `order` and returns without waiting. Each has answered the order
-    /// before, or is not asked for answers any more.
-    fn begin(&mut self, order: &[u8]);
+    /// Gives every helper `order` and returns without waiting. Helper `h`'s share has
+    /// `pieces[h]` pieces. Whatever an earlier order left undone, nobody asks for any more.
+    fn begin(&mut self, order: &[u8], pieces: &[usize]);
 
-    /// Waits until `helper` has answered the last order, and copies the first
-    /// `answer.len()` bytes of what [`Share::run`] gave there. `false` if the helper is
-    /// gone, or took longer than the caller of all this wants to wait.
-    fn collect(&mut self, helper: usize, answer: &mut [u8]) -> bool;
+    /// Takes back the last piece of the last order that `helper` has not begun and nobody has
+    /// taken; `false` if none is left.
+    fn take(&mut self, helper: usize) -> bool;
+
+    /// How many of the first `begun` pieces, which were all not taken back, `helper` has
+    /// answered: waits a moment for those that are missing, and no longer.
+    fn answered(&mut self, helper: usize, begun: usize) -> usize;
+
+    /// Copies the first bytes of the answers to those pieces.
+    fn copy(&mut self, helper: usize, answers: &mut [u8]);
 }
 
-/// Why an order cannot be carried out: it is not of this share's chief.
-#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
-#[error("an order of {bytes} bytes does not fit this share: load both from one manifest and span")]
-pub struct OrderError {
-    /// Its length.
-    pub bytes: usize,
+/// A member's tiles of a product, which are numbered through all its matrices; the chief is 0.
+fn share_of(total: usize, members: usize, member: usize) -> Range<usize> {
+    total * member / members..total * (member + 1) / members
 }
 
-/// The matrices of one product, numbered tile by tile through all of them.
-fn deal(matrices: &[&Matrix], members: usize, member: usize) -> Vec<(usize, Range<usize>)> {
-    let total: usize = matrices.iter().map(|m| tiles(m)).sum();
-    let share = total * member / members..total * (member + 1) / members;
-    parts(matrices, share)
+/// Into how many pieces a share of so many tiles is cut.
+fn pieces_of(tiles: usize) -> usize {
+    tiles.div_ceil(PIECE_TILES).min(PIECES_MAX)
+}
+
+/// Which of a share's tiles are a piece's.
+fn piece_of(tiles: usize, piece: usize) -> Range<usize> {
+    let pieces = pieces_of(tiles);
+    tiles * piece / pieces..tiles * (piece + 1) / pieces
+}
+
+fn moved(range: Range<usize>, by: usize) -> Range<usize> {
+    range.start + by..range.end + by
+}
+
+fn total_tiles(matrices: &[&Matrix]) -> usize {
+    matrices.iter().map(|m| tiles(m)).sum()
 }
 
 /// Which tiles of which matrix a range of a product's tiles is.
@@ -90,114 +116,14 @@ fn is_shared(class: Class, matrices: &[&Matrix], columns: usize) -> bool {
         && rows * columns <= ANSWER_VALUES_MAX
 }
 
-/// A helper's tiles of every matrix of a span.
-pub struct Share {
-    isa: crate::Isa,
-    products: Vec<Vec<Matrix>>,
-    quants: Quants,
-    values: Vec<f32>,
-}
-
-impl Share {
-    /// Takes helper `helper` of `helpers`' tiles out of the blobs of `span`, a part at a
-    /// time: no more than one part's blobs are held at once.
-    ///
-    /// # Errors
-    /// As [`crate::Shard::load`].
-    ///
-    /// # Panics
-    /// If there is no such helper.
-    pub fn load(
-        manifest: &Manifest,
-        span: Range<u32>,
-        mut blobs: impl FnMut(&str) -> Option<BlobBytes>,
-        helper: usize,
-        helpers: usize,
-    ) -> Result<Share, LoadError> {
-        assert!(helper < helpers && helpers <= HELPERS_MAX, "helper {helper} of {helpers}");
-        check_manifest(manifest, &span)?;
-        let mut products = Vec::new();
-        for part in span {
-            let weights = Weights::bind(manifest, part..part + 1, &mut blobs)?;
-            for command in plan::compile(&weights, Class::Canonical1) {
-                let Command::Product { factors, .. } = command else { continue };
-                let matrices = matrices(&weights, &factors);
-                let mut pieces = Vec::new();
-                if is_shared(Class::Canonical1, &matrices, 1) {
-                    for (index, tiles) in deal(&matrices, helpers + 1, helper + 1) {
-                        pieces.push(matrices[index].piece(tiles));
-                    }
-                }
-                products.push(pieces);
-            }
-        }
-        let (quants, values) = (Quants::default(), Vec::new());
-        Ok(Share { isa: crate::Isa::best(), products, quants, values })
-    }
-
-    /// Bytes of weights that it holds.
-    pub fn weights_bytes(&self) -> u64 {
-        self.products.iter().flatten().map(|m| m.bytes().len() as u64).sum()
-    }
-
-    /// Room that any order to this share needs.
-    pub fn order_bytes_max(&self) -> usize {
-        let blocks = self.products.iter().flatten().map(|m| m.cols / BLOCK_COLS).max();
-        HEADER_BYTES + PASS_ROWS_MAX * blocks.unwrap_or(0) * size_of::<QuantBlock>()
-    }
-
-    /// Room that any answer of this share needs.
-    pub fn answer_bytes_max(&self) -> usize {
-        let rows = |pieces: &Vec<Matrix>| pieces.iter().map(|m| m.rows).sum::<usize>();
-        let widest = self.products.iter().map(rows).max().unwrap_or(0);
-        4 * (widest * PASS_ROWS_MAX).min(ANSWER_VALUES_MAX)
-    }
-
-    /// Carries out an order: writes the answer over `answer`, little-endian f32, for each
-    /// matrix that this share has tiles of `[T, its rows here]`.
-    ///
-    /// # Errors
-    /// If the order is not of this share's chief.
-    pub fn run(&mut self, order: &[u8], answer: &mut Vec<u8>) -> Result<(), OrderError> {
-        let wrong = OrderError { bytes: order.len() };
-        answer.clear();
-        let header = order.first_chunk::<HEADER_BYTES>().ok_or(wrong.clone())?;
-        let [number, columns] = [0, 4].map(|at| {
-            let word = header[at..].first_chunk().expect("the header has eight bytes");
-            u32::from_le_bytes(*word) as usize
-        });
-        let pieces = self.products.get(number).ok_or(wrong.clone())?;
-        let Some(cols) = pieces.first().map(|m| m.cols) else { return Ok(()) };
-        if columns > PASS_ROWS_MAX {
-            return Err(wrong);
-        }
-        self.quants.resize(columns, cols);
-        if !self.quants.copy_from_bytes(columns, &order[HEADER_BYTES..]) {
-            return Err(wrong);
-        }
-        for piece in pieces {
-            self.values.resize(self.values.len().max(columns * piece.rows), 0.0);
-            let output = RowsMut::new(&mut self.values, columns, piece.rows);
-            let x = Activations::Quantised(&self.quants);
-            // SAFETY: one thread.
-            unsafe { product(self.isa, piece, 0..tiles(piece), x, columns, None, output) };
-            let values = &self.values[..columns * piece.rows];
-            answer.extend(values.iter().flat_map(|v| v.to_le_bytes()));
-        }
-        Ok(())
-    }
-}
-
 /// The matrices of a product's factors.
 pub(crate) fn matrices<'a>(weights: &'a Weights, factors: &[Factor]) -> Vec<&'a Matrix> {
     factors.iter().map(|f| weights.matrix(f.matrix)).collect()
 }
 
-/// The chief's side: a crew, and what has become of it.
+/// The chief's side of a crew.
 pub(crate) struct Chief {
     crew: Box<dyn Crew>,
-    /// Helpers that are still waited for.
-    answering: Vec<bool>,
     buffer: Vec<u8>,
 }
 
@@ -205,16 +131,15 @@ impl Chief {
     pub(crate) fn new(crew: Box<dyn Crew>) -> Chief {
         let helpers = crew.helpers();
         assert!(helpers <= HELPERS_MAX, "{helpers} helpers");
-        Chief { crew, answering: vec![true; helpers], buffer: Vec::new() }
+        Chief { crew, buffer: Vec::new() }
     }
 
-    /// How many helpers still answer.
-    pub(crate) fn helpers(&self) -> usize {
-        self.answering.iter().filter(|answers| **answers).count()
+    /// The tiles of a product that are helper `helper`'s share.
+    fn share(&self, matrices: &[&Matrix], helper: usize) -> Range<usize> {
+        share_of(total_tiles(matrices), self.crew.helpers() + 1, helper + 1)
     }
 
-    /// Orders product `number` of `columns` rows; `false` if the chief is to do it alone,
-    /// else each member's tiles, the chief's first.
+    /// Orders product `number` of `columns` rows; `false` if the chief is to do it alone.
     pub(crate) fn begin(
         &mut self,
         class: Class,
@@ -223,7 +148,7 @@ impl Chief {
         quants: &Quants,
         columns: usize,
     ) -> bool {
-        if self.helpers() == 0 || !is_shared(class, matrices, columns) {
+        if self.crew.helpers() == 0 || columns == 0 || !is_shared(class, matrices, columns) {
             return false;
         }
         self.buffer.clear();
@@ -231,43 +156,94 @@ impl Chief {
             self.buffer.extend((word as u32).to_le_bytes());
         }
         quants.extend_bytes(columns, &mut self.buffer);
-        self.crew.begin(&self.buffer);
+        let mut pieces = [0; HELPERS_MAX];
+        let pieces = &mut pieces[..self.crew.helpers()];
+        for (helper, pieces) in pieces.iter_mut().enumerate() {
+            *pieces = pieces_of(self.share(matrices, helper).len());
+        }
+        self.crew.begin(&self.buffer, pieces);
         true
     }
 
-    /// The tiles that the chief computes of a product that it ordered.
-    pub(crate) fn own(&self, matrices: &[&Matrix]) -> Vec<(usize, Range<usize>)> {
-        deal(matrices, self.answering.len() + 1, 0)
-    }
-
-    /// Writes the answers, with the biases added; returns the tiles of those who did not
-    /// answer.
+    /// Completes a product that it ordered: `run` computes tiles of a matrix, with the bias.
     ///
     /// # Safety
-    /// Nobody else may write what is not [`Chief::own`].
+    /// Nobody else may write the outputs.
     pub(crate) unsafe fn finish(
         &mut self,
         matrices: &[&Matrix],
         biases: &[Option<&[f32]>],
         columns: usize,
         outputs: &[RowsMut<'_>],
-    ) -> Vec<(usize, Range<usize>)> {
-        let mut left = Vec::new();
-        for helper in 0..self.answering.len() {
-            let share = deal(matrices, self.answering.len() + 1, helper + 1);
-            let rows: usize =
-                share.iter().map(|(i, tiles)| rows_of(matrices[*i], tiles).len()).sum();
-            self.buffer.resize(4 * columns * rows, 0);
-            if !self.answering[helper] || !self.crew.collect(helper, &mut self.buffer) {
-                self.answering[helper] = false;
-                left.extend(share);
+        run: &dyn Fn((usize, Range<usize>)),
+    ) {
+        let helpers = self.crew.helpers();
+        let own = share_of(total_tiles(matrices), helpers + 1, 0);
+        parts(matrices, own).into_iter().for_each(run);
+
+        let mut left = [0; HELPERS_MAX];
+        let left = &mut left[..helpers];
+        for (helper, left) in left.iter_mut().enumerate() {
+            *left = pieces_of(self.share(matrices, helper).len());
+        }
+        let run_piece = |share: &Range<usize>, piece: usize| {
+            let range = moved(piece_of(share.len(), piece), share.start);
+            parts(matrices, range).into_iter().for_each(run);
+        };
+        // One of each in turn, so that all of them are done at about the same time.
+        let mut more = true;
+        while more {
+            more = false;
+            for (helper, left) in left.iter_mut().enumerate() {
+                if *left > 0 && self.crew.take(helper) {
+                    *left -= 1;
+                    more = true;
+                    run_piece(&self.share(matrices, helper), *left);
+                }
+            }
+        }
+        for (helper, &begun) in left.iter().enumerate() {
+            if begun == 0 {
                 continue;
             }
-            let mut words = self.buffer.as_chunks::<4>().0.iter();
-            for (index, tiles) in share {
+            let share = self.share(matrices, helper);
+            let answered = self.crew.answered(helper, begun).min(begun);
+            // SAFETY: the caller's promise; these tiles are nobody else's.
+            unsafe { self.copy(helper, &share, answered, matrices, biases, columns, outputs) };
+            (answered..begun).for_each(|piece| run_piece(&share, piece));
+        }
+    }
+
+    /// Writes the answers to the first `pieces` pieces of a share, with the biases added.
+    ///
+    /// # Safety
+    /// Nobody else may write these tiles' rows.
+    #[allow(clippy::too_many_arguments, reason = "a product is all of it")]
+    unsafe fn copy(
+        &mut self,
+        helper: usize,
+        share: &Range<usize>,
+        pieces: usize,
+        matrices: &[&Matrix],
+        biases: &[Option<&[f32]>],
+        columns: usize,
+        outputs: &[RowsMut<'_>],
+    ) {
+        if pieces == 0 {
+            return;
+        }
+        let tiles = moved(piece_of(share.len(), pieces - 1), share.start).end;
+        let rows = |(i, tiles): (usize, Range<usize>)| rows_of(matrices[i], &tiles).len();
+        let rows: usize = parts(matrices, share.start..tiles).into_iter().map(rows).sum();
+        self.buffer.resize(4 * columns * rows, 0);
+        self.crew.copy(helper, &mut self.buffer);
+        let mut words = self.buffer.as_chunks::<4>().0.iter();
+        for piece in 0..pieces {
+            let range = moved(piece_of(share.len(), piece), share.start);
+            for (index, tiles) in parts(matrices, range) {
                 let rows = rows_of(matrices[index], &tiles);
                 for t in 0..columns {
-                    // SAFETY: the caller's promise; members' tiles are disjoint.
+                    // SAFETY: the caller's promise; pieces are disjoint.
                     let out = unsafe { outputs[index].part(t, rows.clone()) };
                     for (o, word) in out.iter_mut().zip(&mut words) {
                         *o = f32::from_le_bytes(*word);
@@ -280,6 +256,5 @@ impl Chief {
                 }
             }
         }
-        left
     }
 }

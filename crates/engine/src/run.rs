@@ -266,14 +266,12 @@ impl Machine {
             unsafe { product(self.isa, matrix, tiles, x, rows, biases[index], outputs[index]) };
         };
         let mut chief = self.chief.lock().expect("no step panicked");
-        let helped = chief.as_mut().filter(|_| rows > 0).and_then(|c| {
+        let helped = chief.as_mut().and_then(|c| {
             c.begin(self.class, number, &matrices, &scratch.quants, rows).then_some(c)
         });
         if let Some(chief) = helped {
-            chief.own(&matrices).into_iter().for_each(run);
-            // SAFETY: the chief's own tiles are done, and nobody else writes.
-            let left = unsafe { chief.finish(&matrices, &biases, rows, &outputs) };
-            left.into_iter().for_each(run);
+            // SAFETY: nobody else writes.
+            unsafe { chief.finish(&matrices, &biases, rows, &outputs, &run) };
         } else {
             let total: usize = matrices.iter().map(|m| tiles(m)).sum();
             let threads = self.pool.threads();

@@ -91,11 +91,6 @@ impl Shard {
         self.machine.chief = Mutex::new(Some(Chief::new(crew)));
     }
 
-    /// Helpers that still answer.
-    pub fn helpers(&self) -> usize {
-        self.machine.chief.lock().expect("no step panicked").as_ref().map_or(0, Chief::helpers)
-    }
-
     /// The numerics this shard computes in.
     pub fn class(&self) -> Class {
         self.machine.class

@@ -252,6 +252,14 @@ impl Shards {
         }
     }
 
+    /// Lets helpers share the products of a shard on the CPU that a step takes whole; see
+    /// [`engine::Shard::take_on`]. A shard that is not held, or broke, takes on nobody.
+    pub fn take_on(&mut self, shard: ShardKey, crew: Box<dyn engine::crew::Crew>) {
+        if let Some(Ok(Loaded::Cpu(shards))) = self.held.get_mut(&shard).map(|h| &mut h.state) {
+            shards.take_on(crew);
+        }
+    }
+
     /// Lets a shard go.
     pub fn unload(&mut self, shard: ShardKey) {
         self.held.remove(&shard);

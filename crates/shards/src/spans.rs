@@ -19,6 +19,8 @@ const SPANS_MAX: usize = 16;
 /// The engine's shards of one assignment.
 pub(crate) struct SpanShards {
     manifest: Manifest,
+    /// The assignment's.
+    whole: Span,
     class: Class,
     blobs: Blobs,
     limits: Limits,
@@ -37,7 +39,7 @@ impl SpanShards {
         limits: Limits,
     ) -> Result<SpanShards, LoadError> {
         let (shards, homes) = (BTreeMap::new(), BTreeMap::new());
-        let mut loaded = SpanShards { manifest, class, blobs, limits, shards, homes };
+        let mut loaded = SpanShards { manifest, whole: span, class, blobs, limits, shards, homes };
         loaded.shard(span)?;
         Ok(loaded)
     }
@@ -59,6 +61,13 @@ impl SpanShards {
         let parts = self.manifest.parts.len() as u32;
         let missing = LoadError::Span { start: span.first, end: span.end, parts };
         self.shards.get_mut(&span).ok_or(missing)
+    }
+
+    /// As [`Shard::take_on`], for the steps that go through the whole span.
+    pub(crate) fn take_on(&mut self, crew: Box<dyn engine::crew::Crew>) {
+        if let Some(shard) = self.shards.get_mut(&self.whole) {
+            shard.take_on(crew);
+        }
     }
 
     /// As [`Shard::step`], through the parts of `span`, which lie within the assignment's.

@@ -32,18 +32,22 @@ impl Cluster {
     /// Starts what a setup needs and waits until every worker holds layers.
     pub fn start(setup: &Setup, binaries: &Path, model: &Path) -> Result<Cluster> {
         let embedded = if setup.layers.is_empty() { "all" } else { "ends" };
-        let mut cluster = Cluster::coordinator(setup.name, embedded, binaries, model)?;
+        let mut flags = vec!["--embedded".to_owned(), embedded.to_owned()];
+        let threads: Vec<String> =
+            setup.threads.iter().flat_map(|n| ["--threads".to_owned(), n.to_string()]).collect();
+        flags.extend_from_slice(&threads);
+        let mut cluster = Cluster::coordinator(setup.name, &flags, binaries, model)?;
         for (index, layers) in setup.layers.iter().enumerate() {
-            cluster.add_worker(binaries, index, *layers)?;
+            cluster.add_worker(binaries, index, *layers, &threads)?;
         }
         cluster.wait_until_ready(setup.layers.len(), "native")?;
         Ok(cluster)
     }
 
-    /// Starts a coordinator, whose own worker holds what `embedded` says.
+    /// Starts a coordinator with these flags as well.
     pub fn coordinator(
         name: &'static str,
-        embedded: &str,
+        flags: &[String],
         binaries: &Path,
         model: &Path,
     ) -> Result<Cluster> {
@@ -55,7 +59,7 @@ impl Cluster {
         let mut command = Command::new(binaries.join("coordinator"));
         command.args(["serve", "--listen", "127.0.0.1:0", "--model"]).arg(model);
         command.arg("--home").arg(folder.join("coordinator"));
-        command.args(["--embedded", embedded]);
+        command.args(flags);
         // What is finished frees its memory: no prompt here has a next turn.
         command.args(["--cached-sessions-max", "0"]);
         let mut coordinator = spawn(command, &folder.join("coordinator.log"))?;
@@ -86,14 +90,20 @@ impl Cluster {
         &self.folder
     }
 
-    fn add_worker(&mut self, binaries: &Path, index: usize, layers: u64) -> Result<()> {
+    fn add_worker(
+        &mut self,
+        binaries: &Path,
+        index: usize,
+        layers: u64,
+        flags: &[String],
+    ) -> Result<()> {
         let name = format!("worker{index}");
         let mut command = Command::new(binaries.join("worker"));
         let socket = self.address.replacen("http", "ws", 1);
         // 2.1 MiB of weights a layer and 0.75 MiB of the least KV cache; 8 MiB of scratch.
         let memory_mib = 9 + layers * 29 / 10;
         command.args(["--coordinator", &socket, "--name", &name]);
-        command.args(["--memory-mib", &memory_mib.to_string()]);
+        command.args(["--memory-mib", &memory_mib.to_string()]).args(flags);
         command.arg("--home").arg(self.folder.join(&name));
         let worker = spawn(command, &self.folder.join(format!("{name}.log")))?;
         self.children.push((name, worker));
@@ -126,12 +136,7 @@ impl Cluster {
     /// The most memory that each program has had, MiB; what the system does not say is left
     /// out.
     pub fn peaks_mib(&self) -> Vec<(String, f64)> {
-        let peak = |(name, child): &(String, Child)| {
-            let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
-            let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
-            let kib: f64 = line.split_whitespace().next()?.parse().ok()?;
-            Some((name.clone(), kib / 1024.0))
-        };
+        let peak = |(name, child): &(String, Child)| Some((name.clone(), peak_mib(child)?));
         self.children.iter().filter_map(peak).collect()
     }
 
@@ -152,7 +157,16 @@ impl Drop for Cluster {
     }
 }
 
-fn spawn(mut command: Command, log: &Path) -> Result<Child> {
+/// The most memory that a program has had, MiB, where the system says so.
+pub fn peak_mib(child: &Child) -> Option<f64> {
+    let status = std::fs::read_to_string(format!("/proc/{}/status", child.id())).ok()?;
+    let line = status.lines().find_map(|line| line.strip_prefix("VmHWM:"))?;
+    let kib: f64 = line.split_whitespace().next()?.parse().ok()?;
+    Some(kib / 1024.0)
+}
+
+/// Starts a program whose standard output is piped, and whose standard error goes to a file.
+pub fn spawn(mut command: Command, log: &Path) -> Result<Child> {
     for (variable, _) in std::env::vars_os() {
         if variable.to_string_lossy().starts_with("WEFT_") {
             command.env_remove(variable);

@@ -3,7 +3,9 @@
 
 mod cluster;
 mod floor;
+mod llama_cpp;
 mod measure;
+mod peers;
 mod tab;
 mod table;
 mod wasm;
@@ -29,14 +31,16 @@ pub struct Setup {
     pub name: &'static str,
     /// Layers that each worker's memory has room for; empty for one process.
     pub layers: &'static [u64],
+    /// Threads of each program; all cores if nothing is said.
+    pub threads: Option<u32>,
 }
 
 /// What is compared, the one process first. Each worker is needed: without any of them the
 /// others could not hold the 30 layers.
 pub const SETUPS: [Setup; 3] = [
-    Setup { name: "one process", layers: &[] },
-    Setup { name: "2 workers", layers: &[18, 14] },
-    Setup { name: "3 workers", layers: &[14, 11, 7] },
+    Setup { name: "one process", layers: &[], threads: None },
+    Setup { name: "2 workers", layers: &[18, 14], threads: None },
+    Setup { name: "3 workers", layers: &[14, 11, 7], threads: None },
 ];
 
 struct Flags {
@@ -50,6 +54,7 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     match arguments.split_first() {
         Some((flag, rest)) if flag == "--wasm" => return wasm::run(rest),
         Some((flag, rest)) if flag == "--tab" => return tab::run(rest),
+        Some((flag, rest)) if flag == "--peers" => return peers::run(rest),
         _ => {}
     }
     let flags = parse(arguments)?;

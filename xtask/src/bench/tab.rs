@@ -60,7 +60,8 @@ pub fn run(rest: &[String]) -> Result<bool> {
 
     let mut lent = Vec::new();
     for setup in &SETUPS {
-        let cluster = Cluster::coordinator(setup.name, "ends", &binaries, &model)?;
+        let flags = ["--embedded", "ends"].map(str::to_owned);
+        let cluster = Cluster::coordinator(setup.name, &flags, &binaries, &model)?;
         let Some(browser) = Browser::start(cluster.folder())? else {
             println!("SKIPPED: chromedriver is not installed");
             return Ok(false);

@@ -1,6 +1,7 @@
 //! The model that is measured, and the median.
 
 use std::collections::BTreeMap;
+use std::path::Path;
 use std::sync::Arc;
 
 use engine::BlobBytes;
@@ -24,16 +25,21 @@ impl Real {
             return None;
         };
         let name = std::env::var("WEFT_BENCH_MODEL").unwrap_or_else(|_| "smollm2-135m".into());
-        let path = std::path::Path::new(&folder).join(format!("{name}.gguf"));
-        let file = std::fs::read(&path).expect("the model's file");
+        let real = Real::read(&Path::new(&folder).join(format!("{name}.gguf")), name);
+        println!("{}: {:.1} MB of weights read per token", real.name, real.token_bytes as f64 / 1e6);
+        Some(real)
+    }
+
+    /// The model in a GGUF file.
+    pub fn read(path: &Path, name: String) -> Real {
+        let file = std::fs::read(path).expect("the model's file");
         let gguf = Gguf::parse(&[&file]).expect("a GGUF file");
         let mut sink = MemoryBlobs::default();
         let manifest = model::convert(&gguf, &name, &mut sink).expect("a supported model");
         let share = |bytes: Vec<u8>| Arc::new(bytes) as BlobBytes;
         let blobs = sink.by_hash.into_iter().map(|(hash, bytes)| (hash, share(bytes))).collect();
         let token_bytes = manifest.span_bytes(1..manifest.parts.len() as u32);
-        println!("{name}: {:.1} MB of weights read per token", token_bytes as f64 / 1e6);
-        Some(Real { name, manifest, blobs, token_bytes })
+        Real { name, manifest, blobs, token_bytes }
     }
 
     pub fn parts(&self) -> u32 {
