@@ -119,18 +119,23 @@ fn attend_page_body(
     out: &mut [f32],
 ) -> Result<(), Fault> {
     let mut p = [0.0f32; PAGE_POSITIONS];
-    for (block, scores) in p.chunks_exact_mut(KEYS).enumerate().take(keys.div_ceil(KEYS)) {
-        score_keys(inner, query, k, block * KEYS, factor, scores);
+    score_page(inner, query, k, keys, factor, &mut p);
+    // One that is there already changes neither maximum.
+    let score = p[0];
+    p[keys..].fill(score);
+    let mut maxima = [if first { f32::NEG_INFINITY } else { state.max }; 16];
+    let mut magnitudes = [0u32; 16];
+    for stripe in p.as_chunks::<16>().0 {
+        for j in 0..16 {
+            magnitudes[j] = magnitudes[j].max(stripe[j].to_bits() & 0x7fff_ffff);
+            maxima[j] = if stripe[j] > maxima[j] { stripe[j] } else { maxima[j] };
+        }
     }
-    let mut max = if first { f32::NEG_INFINITY } else { state.max };
-    let mut magnitude = 0u32;
-    for &s in &p[..keys] {
-        magnitude = magnitude.max(s.to_bits() & 0x7fff_ffff);
-        max = if s > max { s } else { max };
-    }
-    if magnitude >= NOT_FINITE {
+    if magnitudes.into_iter().fold(0, u32::max) >= NOT_FINITE {
         return Err(Fault);
     }
+    // In any order: nothing here is NaN, and both zeros have one exponential.
+    let max = maxima.into_iter().fold(f32::NEG_INFINITY, |a, b| if b > a { b } else { a });
     for s in &mut p {
         *s = exp(*s - max);
     }
@@ -156,6 +161,26 @@ fn attend_page_body(
     state.max = max;
     add_values(inner, &p[..keys], v, out);
     Ok(())
+}
+
+/// Scores of the page's first `keys` keys; those of the rest are of no meaning.
+#[inline(always)]
+fn score_page(
+    isa: Isa,
+    query: &[f32],
+    k: &[f32],
+    keys: usize,
+    factor: f32,
+    scores: &mut [f32; PAGE_POSITIONS],
+) {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx512 {
+        // SAFETY: an Isa beyond Portable is used only where it was detected.
+        return unsafe { super::avx512_attention::score_page(query, k, keys, factor, scores) };
+    }
+    for (block, scores) in scores.chunks_exact_mut(KEYS).enumerate().take(keys.div_ceil(KEYS)) {
+        score_keys(isa, query, k, block * KEYS, factor, scores);
+    }
 }
 
 /// Scores of keys `start..start + 16`: striped dots whose lanes are folded pairwise.
@@ -196,6 +221,11 @@ fn score_keys(isa: Isa, query: &[f32], k: &[f32], start: usize, factor: f32, sco
 /// `out += p·v`, keys ascending for every element.
 #[inline(always)]
 fn add_values(isa: Isa, p: &[f32], v: &[f32], out: &mut [f32]) {
+    #[cfg(target_arch = "x86_64")]
+    if isa >= Isa::Avx512 {
+        // SAFETY: an Isa beyond Portable is used only where it was detected.
+        return unsafe { super::avx512_attention::add_values(p, v, out) };
+    }
     #[cfg(target_arch = "x86_64")]
     if isa >= Isa::Avx2 {
         // SAFETY: an Isa beyond Portable is used only where it was detected.

@@ -10,6 +10,8 @@ mod avx2;
 mod avx2_attention;
 #[cfg(target_arch = "x86_64")]
 mod avx512;
+#[cfg(target_arch = "x86_64")]
+mod avx512_attention;
 pub(crate) mod elementwise;
 pub(crate) mod formats;
 mod portable;
@@ -89,6 +91,7 @@ impl Isa {
 }
 
 /// Canonical products of one tile (its `cells`) with N columns: `[N][16 rows]`.
+#[inline(always)]
 fn quantised<F: Format, const N: usize>(
     isa: Isa,
     cells: &[u8],

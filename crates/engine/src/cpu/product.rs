@@ -210,6 +210,13 @@ impl Task<'_> {
         for (n, sums) in sums.iter().enumerate() {
             // SAFETY: the caller's promise: these rows are this task's.
             let out = unsafe { self.output.part(first + n, rows.clone()) };
+            // A whole tile is one vector, without a call.
+            if self.bias.is_none()
+                && let Some(out) = out.as_mut_array::<TILE_ROWS>()
+            {
+                *out = *sums;
+                continue;
+            }
             match self.bias {
                 Some(bias) => {
                     for ((o, s), b) in out.iter_mut().zip(sums).zip(&bias[rows.clone()]) {
