@@ -13,7 +13,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 use std::{env, fs, mem};
 
-use naga::valid::{Capabilities, ValidationFlags, Validator};
+use naga::valid::{Capabilities, ShaderStages, SubgroupOperationSet, ValidationFlags, Validator};
 use naga::{AddressSpace, Expression, Literal, Module, Scalar, ScalarKind, TypeInner};
 
 fn main() {
@@ -37,8 +37,14 @@ fn main() {
             Err(e) => panic!("{name}.wgsl: {}", e.emit_to_string(&source)),
         };
         // unpack2x16float, which all of WebGPU has.
-        let capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        let mut capabilities = Capabilities::SHADER_FLOAT16_IN_FLOAT32;
+        // A device without subgroups is never given these.
+        if name.ends_with("_subgroups") {
+            capabilities |= Capabilities::SUBGROUP;
+        }
         let mut validator = Validator::new(ValidationFlags::all(), capabilities);
+        validator.subgroup_stages(ShaderStages::COMPUTE);
+        validator.subgroup_operations(SubgroupOperationSet::all());
         if let Err(e) = validator.validate(&module) {
             panic!("{name}.wgsl: {}", e.emit_to_string(&source));
         }

@@ -1,6 +1,6 @@
 //! Which blobs lie on disk, and which of them go when there is no room.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::{BlobHash, CACHED_MAX};
 use serde::{Deserialize, Serialize};
@@ -12,6 +12,13 @@ pub struct Kept {
     blobs: BTreeMap<BlobHash, KeptBlob>,
     /// Counts uses: the latest has the highest number.
     uses: u64,
+    /// Blobs of which something may be on disk, of this visit only; they count as if they were
+    /// complete, in bytes.
+    #[serde(skip)]
+    parts: BTreeMap<BlobHash, u64>,
+    /// Those of them that are being fetched.
+    #[serde(skip)]
+    running: BTreeSet<BlobHash>,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -21,12 +28,21 @@ struct KeptBlob {
     used: u64,
 }
 
+/// A file that has to go.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Gone {
+    /// A blob.
+    Blob(BlobHash),
+    /// What there is of a blob that nobody fetches now.
+    Part(BlobHash),
+}
+
 /// There is no room, and none can be made.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct NoRoom {
     /// The bound.
     pub max: u64,
-    /// Bytes of blobs that shards use.
+    /// Bytes of blobs that shards use or that are being fetched.
     pub in_use: u64,
 }
 
@@ -41,7 +57,7 @@ impl Kept {
                 blobs.insert(name, KeptBlob { bytes, used });
             }
         }
-        Kept { blobs, uses: self.uses }
+        Kept { blobs, uses: self.uses, ..Kept::default() }
     }
 
     /// How long a blob is, if it is there.
@@ -49,14 +65,20 @@ impl Kept {
         self.blobs.get(hash).map(|blob| blob.bytes)
     }
 
-    /// All bytes on disk.
+    /// All bytes of blobs on disk.
     pub fn bytes(&self) -> u64 {
         self.blobs.values().map(|blob| blob.bytes).fold(0, u64::saturating_add)
+    }
+
+    /// The same with what is not complete.
+    fn bytes_taken(&self) -> u64 {
+        self.parts.values().copied().fold(self.bytes(), u64::saturating_add)
     }
 
     /// A blob is there and was used now.
     pub fn used(&mut self, hash: &str, bytes: u64) {
         self.uses += 1;
+        self.elsewhere(hash);
         self.blobs.insert(hash.into(), KeptBlob { bytes, used: self.uses });
     }
 
@@ -76,31 +98,79 @@ impl Kept {
         hashes
     }
 
-    /// Which blobs to remove, the longest unused first, so that `needed` more bytes stay
-    /// within `max`.
+    /// Sets room aside for a blob that is about to be fetched. What has to go for it is known
+    /// here no longer: the longest unused first, and parts before blobs.
     ///
     /// # Errors
-    /// The bound is too low for what is in use and `needed`; nothing is to be removed then.
-    pub fn to_remove(
-        &self,
-        needed: u64,
+    /// `max` is too low for what is in use and for this; nothing has to go then.
+    pub fn begin(
+        &mut self,
+        hash: &str,
+        bytes: u64,
         max: u64,
         in_use: impl Fn(&str) -> bool,
-    ) -> Result<Vec<BlobHash>, NoRoom> {
-        let mut left = self.bytes().saturating_add(needed);
-        let mut remove = Vec::new();
-        for hash in self.by_use() {
+    ) -> Result<Vec<Gone>, NoRoom> {
+        let before = self.parts.remove(hash);
+        let (gone, left) = self.removable(bytes, max, in_use);
+        if left > max {
+            if let Some(part) = before {
+                self.parts.insert(hash.into(), part);
+            }
+            return Err(NoRoom { max, in_use: left.saturating_sub(bytes) });
+        }
+        self.remove_all(&gone);
+        self.parts.insert(hash.into(), bytes);
+        self.running.insert(hash.into());
+        Ok(gone)
+    }
+
+    /// A fetch ended before its blob was there; perhaps a part of it is.
+    pub fn broke_off(&mut self, hash: &str) {
+        self.running.remove(hash);
+    }
+
+    /// Nothing is on disk of a blob that is being fetched.
+    pub fn elsewhere(&mut self, hash: &str) {
+        self.parts.remove(hash);
+        self.running.remove(hash);
+    }
+
+    /// What has to go under this bound, as in [`Kept::begin`], and what still exceeds it then.
+    pub fn shrink(
+        &mut self,
+        max: u64,
+        in_use: impl Fn(&str) -> bool,
+    ) -> (Vec<Gone>, Option<NoRoom>) {
+        let (gone, left) = self.removable(0, max, in_use);
+        self.remove_all(&gone);
+        (gone, (left > max).then_some(NoRoom { max, in_use: left }))
+    }
+
+    /// What can go so that `needed` more bytes stay within `max`, no more of it than needed,
+    /// and how many bytes are taken then.
+    fn removable(&self, needed: u64, max: u64, in_use: impl Fn(&str) -> bool) -> (Vec<Gone>, u64) {
+        let mut left = self.bytes_taken().saturating_add(needed);
+        let parts = self.parts.iter().filter(|(hash, _)| !self.running.contains(*hash));
+        let parts = parts.map(|(hash, bytes)| (Gone::Part(hash.clone()), *bytes));
+        let blobs = self.by_use().into_iter().filter(|hash| !in_use(hash));
+        let blobs = blobs.map(|hash| (Gone::Blob(hash.clone()), self.blobs[hash].bytes));
+        let mut gone = Vec::new();
+        for (file, bytes) in parts.chain(blobs) {
             if left <= max {
                 break;
             }
-            if !in_use(hash) {
-                left -= self.blobs[hash].bytes;
-                remove.push(hash.clone());
-            }
+            left = left.saturating_sub(bytes);
+            gone.push(file);
         }
-        match left <= max {
-            true => Ok(remove),
-            false => Err(NoRoom { max, in_use: left - needed }),
+        (gone, left)
+    }
+
+    fn remove_all(&mut self, gone: &[Gone]) {
+        for file in gone {
+            match file {
+                Gone::Blob(hash) => self.blobs.remove(hash).map(|_| ()),
+                Gone::Part(hash) => self.parts.remove(hash).map(|_| ()),
+            };
         }
     }
 }
@@ -126,24 +196,57 @@ mod tests {
         kept
     }
 
+    fn blobs(digits: &str) -> Vec<Gone> {
+        digits.chars().map(|digit| Gone::Blob(hash(digit))).collect()
+    }
+
     #[test]
     fn the_longest_unused_goes_first_and_no_more_than_needed() {
-        let kept = three();
-        assert_eq!(kept.listing(), [hash('a'), hash('c'), hash('b')]);
-        let remove = |needed, max| kept.to_remove(needed, max, |_| false);
-        assert_eq!(remove(40, 100), Ok(vec![]));
-        assert_eq!(remove(41, 100), Ok(vec![hash('b')]));
-        assert_eq!(remove(61, 100), Ok(vec![hash('b'), hash('c')]));
-        assert_eq!(remove(100, 100), Ok(vec![hash('b'), hash('c'), hash('a')]));
-        assert_eq!(remove(101, 100), Err(NoRoom { max: 100, in_use: 0 }));
+        assert_eq!(three().listing(), [hash('a'), hash('c'), hash('b')]);
+        let begin = |needed, max| three().begin(&hash('d'), needed, max, |_| false);
+        assert_eq!(begin(40, 100), Ok(vec![]));
+        assert_eq!(begin(41, 100), Ok(blobs("b")));
+        assert_eq!(begin(61, 100), Ok(blobs("bc")));
+        assert_eq!(begin(100, 100), Ok(blobs("bca")));
+        assert_eq!(begin(101, 100), Err(NoRoom { max: 100, in_use: 0 }));
     }
 
     #[test]
     fn what_shards_use_stays() {
-        let kept = three();
         let in_use = |h: &str| h == hash('b');
-        assert_eq!(kept.to_remove(41, 100, in_use), Ok(vec![hash('c')]));
-        assert_eq!(kept.to_remove(81, 100, in_use), Err(NoRoom { max: 100, in_use: 20 }));
+        assert_eq!(three().begin(&hash('d'), 41, 100, in_use), Ok(blobs("c")));
+        let refused = three().begin(&hash('d'), 81, 100, in_use);
+        assert_eq!(refused, Err(NoRoom { max: 100, in_use: 20 }));
+    }
+
+    #[test]
+    fn what_is_being_fetched_takes_its_room_already() {
+        let mut kept = three();
+        let mut begin = |digit, needed| kept.begin(&hash(digit), needed, 100, |_| false);
+        assert_eq!(begin('d', 30), Ok(vec![]));
+        assert_eq!(begin('e', 30), Ok(blobs("b")));
+        assert_eq!(begin('f', 41), Err(NoRoom { max: 100, in_use: 60 }));
+        // One that broke off goes before any blob, one that is there counts once.
+        kept.broke_off(&hash('d'));
+        kept.used(&hash('e'), 30);
+        assert_eq!(kept.bytes(), 70);
+        let goes = kept.begin(&hash('f'), 30, 100, |_| false);
+        assert_eq!(goes, Ok(vec![Gone::Part(hash('d'))]));
+        // Begun again it takes no more room than before; kept in memory it takes none.
+        assert_eq!(kept.begin(&hash('f'), 30, 100, |_| false), Ok(vec![]));
+        kept.elsewhere(&hash('f'));
+        assert_eq!(kept.begin(&hash('d'), 30, 100, |_| false), Ok(vec![]));
+    }
+
+    #[test]
+    fn a_lower_bound_removes_what_it_can_and_says_what_it_cannot() {
+        let mut kept = three();
+        assert_eq!(kept.shrink(60, |_| false), (vec![], None));
+        assert_eq!(kept.shrink(40, |_| false), (blobs("b"), None));
+        let over = NoRoom { max: 5, in_use: 30 };
+        assert_eq!(kept.shrink(5, |h| h == hash('c')), (blobs("a"), Some(over)));
+        assert_eq!(kept.shrink(5, |_| false), (blobs("c"), None));
+        assert_eq!(kept.bytes(), 0);
     }
 
     #[test]

@@ -6,6 +6,10 @@ use protocol::{NAME_BYTES_MAX, clean_text_to};
 /// Most memory that a worker on WASM lends, bytes: its address space is 4 GiB, of which the
 /// program itself, buffers and what is between allocations need some.
 pub const WASM_MEMORY_BYTES_MAX: u64 = 3 << 30;
+/// Less than this is not offered: no layer of a usual model fits, bytes.
+pub const LENT_BYTES_MIN: u64 = 8 << 20;
+/// How the note of a worker that lends less begins.
+const NOTE: &str = "lends ";
 /// Longest rest after a step, ms.
 pub const REST_MS_MAX: f64 = 20_000.0;
 
@@ -36,6 +40,49 @@ pub fn lent_bytes(settings: &TabSettings, backend: TabBackend) -> u64 {
     match backend {
         TabBackend::Webgpu => settings.memory_bytes_max,
         TabBackend::Wasm => settings.memory_bytes_max.min(WASM_MEMORY_BYTES_MAX),
+    }
+}
+
+/// What turned out not to fit. A change of what the owner lends, or of what computes, begins
+/// anew.
+#[derive(Clone, Debug, Default)]
+pub struct Room {
+    found: Option<Found>,
+}
+
+#[derive(Clone, Debug, PartialEq, Eq)]
+struct Found {
+    backend: TabBackend,
+    /// What its owner lends, bytes.
+    asked: u64,
+    /// What is lent instead, bytes.
+    lent: u64,
+}
+
+impl Room {
+    /// Memory to lend, bytes, and why that is less than its owner lends, in words.
+    pub fn lent(&self, settings: &TabSettings, backend: TabBackend) -> (u64, Option<String>) {
+        let asked = lent_bytes(settings, backend);
+        match self.found.as_ref().filter(|f| (f.backend, f.asked) == (backend, asked)) {
+            Some(Found { lent, .. }) => {
+                let [lent_mb, asked_mb] = [*lent, asked].map(|bytes| bytes >> 20);
+                (*lent, Some(format!("{NOTE}{lent_mb} of {asked_mb} MiB: more did not fit")))
+            }
+            None => (asked, None),
+        }
+    }
+
+    /// What is lent did not fit: half of it is lent from now on. `false` if that is too little
+    /// for anything.
+    pub fn less(&mut self, settings: &TabSettings, backend: TabBackend) -> bool {
+        let lent = self.lent(settings, backend).0 / 2;
+        self.found = Some(Found { backend, asked: lent_bytes(settings, backend), lent });
+        lent >= LENT_BYTES_MIN
+    }
+
+    /// Whether a note is one of [`Room::lent`].
+    pub fn is_note(note: &str) -> bool {
+        note.starts_with(NOTE)
     }
 }
 
@@ -98,6 +145,22 @@ pub(crate) mod tests {
         assert_eq!(lent_bytes(&settings(), TabBackend::Wasm), WASM_MEMORY_BYTES_MAX);
         let small = TabSettings { memory_bytes_max: 5, ..settings() };
         assert_eq!(lent_bytes(&small, TabBackend::Wasm), 5);
+    }
+
+    #[test]
+    fn what_does_not_fit_is_halved_until_its_owner_says_otherwise() {
+        let (settings, gpu) = (settings(), TabBackend::Webgpu);
+        let mut room = Room::default();
+        assert_eq!(room.lent(&settings, gpu), (8 << 30, None));
+        assert!(room.less(&settings, gpu) && room.less(&settings, gpu));
+        let (lent, note) = room.lent(&settings, gpu);
+        assert_eq!(lent, 2 << 30);
+        assert!(note.is_some_and(|n| Room::is_note(&n) && n.contains("2048 of 8192 MiB")));
+        assert_eq!(room.lent(&settings, TabBackend::Wasm), (WASM_MEMORY_BYTES_MAX, None));
+        let other = TabSettings { memory_bytes_max: 4 << 30, ..settings };
+        assert_eq!(room.lent(&other, gpu), (4 << 30, None));
+        assert!((0..9).all(|_| room.less(&other, gpu)), "to 8 MiB");
+        assert!(!room.less(&other, gpu));
     }
 
     #[test]

@@ -4,73 +4,13 @@
 // matrix in canonical layout, x [T, C] and y [T, R] f32, rows at a stride of whole vec4s; the
 // piece's rows are y's from `first_row` on. Numerics: common/lanes.wgsl.
 
-struct Params {
-    rows: u32,
-    first_row: u32,
-    cols: u32,
-    base: u32,
-    x_stride: u32,
-    y_stride: u32,
-    bias_at: u32,
-}
-
-const STORE: u32 = 0u;
-const BIAS: u32 = 1u;
-const ADD: u32 = 2u;
-
-override LAYOUT: u32 = 0u;
-override EPILOGUE: u32 = 0u;
-// Which count of the step is T: 0 all rows, 1 those that want logits.
-override ROWS_AT: u32 = 0u;
-
-@group(0) @binding(0) var<uniform> params: Params;
-@group(0) @binding(1) var<storage, read> step: array<u32>;
-@group(0) @binding(2) var<storage, read> matrix_words: array<vec4<u32>>;
-@group(0) @binding(3) var<storage, read> x: array<vec4<f32>>;
-@group(0) @binding(4) var<storage, read> bias: array<f32>;
-@group(0) @binding(5) var<storage, read_write> y: array<f32>;
-
-const LANE_TOTALS: u32 = 256u;
-
-fn words(matrix: u32, i: u32) -> vec4<u32> {
-    return matrix_words[i];
-}
-
-#include "weights.wgsl"
-#include "lanes.wgsl"
+#include "matvec.wgsl"
+#include "lanes_workgroup.wgsl"
 
 @compute @workgroup_size(THREADS)
 fn main(
     @builtin(workgroup_id) group: vec3<u32>,
     @builtin(local_invocation_index) thread: u32,
 ) {
-    let tile = unit_of(group.x, thread);
-    let first = group.y * COLUMNS;
-    let last = step[ROWS_AT] - 1u;
-    let sums = sum_lanes(
-        0u, LAYOUT, params.base, params.rows, params.cols, params.x_stride,
-        tile, thread, first, last,
-    );
-    put_sums(0u, thread, sums);
-    wait_for_sums();
-    for (var column = first_column(thread); column < COLUMNS; column += next_column()) {
-        if (first + column > last) {
-            return;
-        }
-        let product = total(0u, thread, column);
-        for (var i = 0u; i < 4u; i += 1u) {
-            let row = tile * TILE_ROWS + (thread % 4u) * 4u + i;
-            if (row < params.rows) {
-                let r = params.first_row + row;
-                let at = (first + column) * params.y_stride + r;
-                var value = product[i];
-                if (EPILOGUE == BIAS) {
-                    value += bias[params.bias_at + r];
-                } else if (EPILOGUE == ADD) {
-                    value += y[at];
-                }
-                y[at] = value;
-            }
-        }
-    }
+    product_of_tile(group.x, group.y, thread);
 }

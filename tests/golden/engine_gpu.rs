@@ -7,7 +7,7 @@
 use std::ops::{Deref, Range};
 use std::sync::{Mutex, MutexGuard, OnceLock, PoisonError};
 
-use engine::gpu::{Gpu, GpuChoice, GpuLimits, GpuShard, benchmark, block_on};
+use engine::gpu::{Gpu, GpuChoice, GpuLimits, GpuShard, benchmark, block_on, scratch_reserve};
 use engine::{
     Class, Input, Isa, LoadError, Output, STEP_ROWS_MAX, Segment, StepError, kv_page_bytes,
 };
@@ -158,6 +158,52 @@ fn tiny_models_are_near_exact_f32_whole_or_split() {
         }
         same(&row.expect("parts"), &got, &format!("{name}, part by part"));
     }
+}
+
+/// Largest difference of a log probability to exact-f32's, of any token after any prefix, for
+/// the model that the browser's tests serve. Lavapipe shows 0.046, most of which is that keys
+/// and values are f16, as on every adapter; canonical-1 is 2.4 away.
+const LOGPROB_TOLERANCE: f32 = 0.1;
+
+/// Natural logarithms of the probabilities of each row.
+fn logprobs(logits: &[f32], vocab: usize) -> Vec<f32> {
+    let row = |row: &[f32]| {
+        let max = row.iter().fold(f32::MIN, |m, x| m.max(*x));
+        let sum: f64 = row.iter().map(|x| f64::from(x - max).exp()).sum();
+        let log = max + sum.ln() as f32;
+        row.iter().map(|x| x - log).collect::<Vec<_>>()
+    };
+    logits.chunks_exact(vocab).flat_map(row).collect()
+}
+
+#[test]
+fn the_model_of_the_browsers_tests_is_near_exact_f32() {
+    let Some(gpu) = gpu() else { return };
+    // As tests/browser/lent.rs has it.
+    let dims = Dims {
+        layers: 6,
+        d_model: 128,
+        heads: 4,
+        kv_heads: 2,
+        head_dim: 32,
+        d_ff: 256,
+        vocab: 288,
+        context: 2048,
+    };
+    let tiny = Tiny::new(&TinyModel { dims, ..TinyModel::llama(11) });
+    let tokens = tiny.tokens(1, 100);
+    let vocab = dims.vocab as usize;
+    let mut exact = tiny.whole(Class::ExactF32);
+    let want = logprobs(&tiny::feed(&mut exact, 1, 0, &tokens), vocab);
+    let mut shard = shard(&gpu, &tiny, 0..tiny.parts());
+    let got = logprobs(&feed(&mut shard, 1, 0, &tokens), vocab);
+    let mut canonical = tiny.whole(Class::Canonical1);
+    let rounded = logprobs(&tiny::feed(&mut canonical, 1, 0, &tokens), vocab);
+    let apart = |a: &[f32]| a.iter().zip(&want).fold(0f32, |m, (a, b)| m.max((a - b).abs()));
+    let (got, rounded) = (apart(&got), apart(&rounded));
+    println!("wgsl-f32 is {got:.2e} from exact-f32, canonical-1 {rounded:.2e}");
+    assert!(got < LOGPROB_TOLERANCE, "{got} apart");
+    assert!(got < rounded / 8.0, "the GPU does not round activations to 8 bits");
 }
 
 #[test]
@@ -313,18 +359,16 @@ fn a_step_that_was_dropped_midway_can_be_sent_again() {
     feed(&mut shard, 1, 0, &tokens[..100]);
     shard.fork(1, 2, 90).expect("it holds 90");
     let free = shard.kv_pages_free();
-    for polls in 0..3 {
+    for polls in [0, 1, 1] {
         let segments = [segment(2, 90, 210)];
         let mut future =
             Box::pin(shard.step(0..tiny.parts(), &segments, Input::Tokens(&tokens[90..])));
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
         for _ in 0..polls {
-            let _ = future.as_mut().poll(&mut context);
+            // Submitted, and nobody has waited for it yet.
+            assert!(future.as_mut().poll(&mut context).is_pending(), "it is on its way");
         }
         drop(future);
-        if shard.positions(2) == 300 {
-            break; // It was done already.
-        }
         assert_eq!(shard.positions(2), 90);
         assert!(shard.kv_pages_free() >= free - 1, "what it had reserved is free again");
     }
@@ -464,6 +508,47 @@ fn blobs_come_whole_and_in_order_or_not_at_all() {
 }
 
 #[test]
+fn scratch_is_what_is_said_before() {
+    let Some(gpu) = gpu() else { return };
+    for (name, tiny) in models() {
+        let limits = GpuLimits { kv_pages_max: PAGES };
+        let parts = tiny.parts();
+        for span in [0..parts, 0..1, 1..parts - 1, 2..3, parts - 1..parts] {
+            let shard = shard(&gpu, &tiny, span.clone());
+            let scratch = GpuShard::scratch_bytes(&tiny.manifest, &span, limits);
+            let kv = kv_page_bytes(&tiny.manifest, span.clone(), Class::WgslF32);
+            let kv = kv * u64::from(limits.kv_pages_max);
+            // A buffer per matrix or vector, each a multiple of 16 bytes.
+            let hashes = shard.blobs();
+            let weights: usize =
+                hashes.iter().map(|hash| tiny.blobs[hash].as_ref().as_ref().len()).sum();
+            let besides = shard.device_bytes() - kv - scratch;
+            let rest = besides.abs_diff(weights as u64);
+            assert!(rest <= 4096, "{name} {span:?}: {besides} of weights, not {weights}");
+        }
+    }
+    // What is set aside suffices for shards of an 8B model with room for a long session.
+    let tiny = Tiny::new(&TinyModel::llama(40));
+    let dims = Dims {
+        layers: 32,
+        d_model: 4096,
+        heads: 32,
+        kv_heads: 8,
+        head_dim: 128,
+        d_ff: 14336,
+        vocab: 128_256,
+        context: 8192,
+    };
+    let wide = model::Manifest { dims, ..tiny.manifest };
+    let limits = GpuLimits { kv_pages_max: 128 };
+    let scratch = |span| GpuShard::scratch_bytes(&wide, &span, limits);
+    let (layers, with_head) = (scratch(1..9), scratch(25..34));
+    println!("8B: {} MiB of scratch, {} with the head", layers >> 20, with_head >> 20);
+    assert!(layers + with_head <= scratch_reserve(8 << 30));
+    assert!(with_head > layers && scratch(0..1) < layers / 4, "only what is used");
+}
+
+#[test]
 fn a_lost_device_is_an_error() {
     let Some(gpu) = open() else { return }; // one of its own
     let tiny = Tiny::new(&TinyModel::llama(37));
@@ -477,15 +562,14 @@ fn a_lost_device_is_an_error() {
         let segments = [segment(2, 0, 300)];
         let mut future = Box::pin(shard.step(0..tiny.parts(), &segments, Input::Tokens(&more)));
         let mut context = std::task::Context::from_waker(std::task::Waker::noop());
-        let polled = future.as_mut().poll(&mut context);
+        assert!(future.as_mut().poll(&mut context).is_pending(), "it is on its way");
         gpu.destroy();
-        if polled.is_pending() {
-            let failed = block_on(future);
-            assert!(matches!(failed, Err(StepError::Device(_))), "{failed:?}");
-        }
+        let failed = block_on(future);
+        assert!(matches!(failed, Err(StepError::Device(_))), "{failed:?}");
     }
-    assert_eq!(shard.positions(1), 5, "what it held is as it was");
-    assert!(gpu.lost().is_some());
+    assert_eq!((shard.positions(1), shard.positions(2)), (5, 0), "what it held is as it was");
+    let reason = gpu.lost().expect("it is lost");
+    assert!(reason.contains("given up") || reason.contains("lost"), "{reason}");
     for _ in 0..2 {
         let after = step(&mut shard, 0..tiny.parts(), &[segment(1, 5, 5)], Input::Tokens(&tokens));
         assert!(matches!(after, Err(StepError::Device(_))), "{after:?}");

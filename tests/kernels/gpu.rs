@@ -91,6 +91,9 @@ fn every_variant_passes_its_self_test_or_says_why() {
         return println!("{NO_GPU}");
     }
     for (name, device, queue) in devices {
+        let info = device.adapter_info();
+        let (min, max) = (info.subgroup_min_size, info.subgroup_max_size);
+        println!("{name}: subgroups of {min} to {max}");
         let base = Kernels::new(&device, Variant::Base, SHAPES);
         for variant in Variant::ALL {
             let start = Instant::now();
@@ -109,11 +112,98 @@ fn every_variant_passes_its_self_test_or_says_why() {
     }
 }
 
+/// What the launcher may give an override, by its name.
+const CHOICES: [(&str, &[u32]); 16] = [
+    ("LAYOUT", &[0, 1, 2, 3, 4, 5, 6, 7]),
+    ("LAYOUT_UP", &[0, 1, 2, 3, 4, 5, 6, 7]),
+    ("LAYOUT_K", &[0, 1, 2, 3, 4, 5, 6, 7]),
+    ("LAYOUT_V", &[0, 1, 2, 3, 4, 5, 6, 7]),
+    ("EPILOGUE", &[0, 1, 2]),
+    ("ROWS_AT", &[0, 1]),
+    ("COLUMNS", &[1, 4]),
+    ("THREADS", &[64, 8]),
+    ("IN_SUBGROUP", &[0, 1]),
+    ("PAIRS", &[0, 1]),
+    ("BIASED", &[0, 1]),
+    ("GATHER", &[0, 1]),
+    ("SPLIT", &[0, 1]),
+    ("ROWS", &[1, 2, 4, 8]),
+    ("QUADS", &[1, 2, 3, 4]),
+    ("HEAD_DIM", &[2, 64, 80, 128]),
+];
+
+/// naga checks a text once when it is built, before it knows what its overrides are. Here with
+/// each value of each of them, the others at their first and at their last one; no GPU is asked.
+#[test]
+fn every_choice_of_overrides_is_valid() {
+    use naga::back::pipeline_constants::process_overrides;
+    use naga::valid::{Capabilities, ValidationFlags, Validator};
+
+    let values = |name: &str| {
+        let found = CHOICES.iter().find(|(known, _)| *known == name);
+        found.unwrap_or_else(|| panic!("what may {name} be?")).1
+    };
+    let mut checked = 0;
+    for kernel in shaders::ALL {
+        let module = naga::front::wgsl::parse_str(&kernel.source()).expect("it was built");
+        let mut validator = Validator::new(ValidationFlags::all(), Capabilities::all());
+        let info = validator.validate(&module).expect("it was built");
+        for name in kernel.overrides {
+            for &value in values(name) {
+                for is_last in [false, true] {
+                    let other = |name: &str| {
+                        let values = values(name);
+                        values[if is_last { values.len() - 1 } else { 0 }]
+                    };
+                    let choice: Vec<(String, f64)> = kernel
+                        .overrides
+                        .iter()
+                        .map(|o| (o.to_string(), if o == name { value } else { other(o) }.into()))
+                        .collect();
+                    let constants = choice.iter().cloned().collect();
+                    let entry = Some((naga::ShaderStage::Compute, kernel.entry));
+                    let made = process_overrides(&module, &info, entry, &constants);
+                    assert!(made.is_ok(), "{} with {choice:?}: {:?}", kernel.name, made.err());
+                    checked += 1;
+                }
+            }
+        }
+    }
+    println!("{checked} choices of {} kernels", shaders::ALL.len());
+}
+
+/// Widths of vectors that lavapipe can be told to use, bits: its subgroups are of 4, 8 and 16.
+const LAVAPIPE_BITS: [u32; 3] = [128, 256, 512];
+
+#[test]
+fn subgroups_may_be_of_4_8_or_16() {
+    let is_lavapipe = |(name, ..): &(String, _, _)| name.contains("llvmpipe");
+    if !devices().iter().any(is_lavapipe) {
+        return println!("SKIPPED: no lavapipe, whose subgroups can be had in several sizes");
+    }
+    for bits in LAVAPIPE_BITS {
+        // It asks once in a process.
+        let this = std::env::current_exe().expect("this program's path");
+        let test = "every_variant_passes_its_self_test_or_says_why";
+        let ran = std::process::Command::new(this)
+            .args(["--exact", test, "--nocapture"])
+            .env("LP_NATIVE_VECTOR_WIDTH", bits.to_string())
+            .output()
+            .expect("it runs");
+        let said = String::from_utf8_lossy(&ran.stdout);
+        println!("{said}");
+        assert!(ran.status.success(), "{bits} bits: {}", String::from_utf8_lossy(&ran.stderr));
+        let size = bits / 32;
+        let wanted = format!("subgroups of {size} to {size}");
+        assert!(said.contains(&wanted), "{bits} bits: not {wanted}");
+    }
+}
+
 /// A kernel, what is wrong with it then, a text of it, and what stands there instead.
 type Break = (&'static str, &'static str, &'static str, &'static str);
 
 /// Ways to break each kernel: some that any test would see, and some that only these would.
-const BREAKS: [Break; 26] = [
+const BREAKS: [Break; 33] = [
     ("matvec", "a wrong sign", "y[at] = value;", "y[at] = -value;"),
     ("matvec", "zeros", "y[at] = value;", "y[at] = 0.0;"),
     ("matvec", "no addition", "value += y[at];", "value = value;"),
@@ -124,6 +214,13 @@ const BREAKS: [Break; 26] = [
     ("matmul", "zeros", "y[at] = value;", "y[at] = 0.0;"),
     ("matmul", "no barrier", "workgroupBarrier();", ""),
     ("matmul", "a lane left out", "t0 += a0;", "if (lane != 3u) { t0 += a0; }"),
+    ("matvec_subgroups", "zeros", "y[at] = value;", "y[at] = 0.0;"),
+    ("matvec_subgroups", "no barrier", "workgroupBarrier();", ""),
+    ("matvec_subgroups", "the wrong neighbour", "yw, v.xz, odd), 1u)", "yw, v.xz, odd), 2u)"),
+    ("matvec_subgroups", "another order", "(sum + part.x) + part.y", "(sum + part.y) + part.x"),
+    ("gate_up_subgroups", "zeros", "= inner[i];", "= 0.0;"),
+    ("gate_up_subgroups", "no barrier", "workgroupBarrier();", ""),
+    ("qkv_subgroups", "turned the other way", "-(v.y * t.y)", "v.y * t.y"),
     ("gate_up", "no silu", "silu(total(0u, thread, column))", "total(0u, thread, column)"),
     ("gate_up", "zeros", "= inner[i];", "= 0.0;"),
     ("gate_up", "no barrier", "workgroupBarrier();", ""),
@@ -161,8 +258,14 @@ fn a_broken_kernel_fails_its_self_test() {
                 assert!(text.contains(from), "{kernel} has no {from}");
                 text.replace(from, to)
             };
-            // The variant that has this kernel.
-            let variant = Variant::Base;
+            let variant = match kernel.ends_with("_subgroups") {
+                true => Variant::Subgroups,
+                false => Variant::Base,
+            };
+            if let Some(reason) = variant.unsupported(&device) {
+                println!("SKIPPED: {name}: {kernel}, {what}: {reason}");
+                continue;
+            }
             let kernels = Kernels::edited(&device, variant, SHAPES, edit);
             let result = engine::gpu::block_on(self_test(&kernels, &queue));
             let said = result.expect_err(&format!("{name}: {kernel}, {what}: it passed"));

@@ -12,6 +12,9 @@ use web_sys::{
 /// The worker's module; nothing of it is fetched before the first click.
 const WORKER: &str = "/worker/worker.js";
 
+/// Wakes the page in time also while it is hidden, when its own timers are held back.
+const ALARM: &str = "/worker/alarm.js";
+
 /// The page's window.
 pub fn window() -> Window {
     web_sys::window().expect("a page has a window")
@@ -154,6 +157,25 @@ pub fn spawn(
         broke(why.unwrap_or_else(|| "its code could not be loaded".to_owned()));
     });
     Ok(worker)
+}
+
+/// Loads the alarm, whose messages are the numbers it was set with; `None` where that cannot be.
+pub fn alarm(rang: impl Fn(u32) + 'static) -> Option<Worker> {
+    let alarm = Worker::new(ALARM).ok()?;
+    on(&alarm, "message", move |event| {
+        let message: MessageEvent = event.unchecked_into();
+        if let Some(number) = message.data().as_f64() {
+            rang(number as u32);
+        }
+    });
+    Some(alarm)
+}
+
+/// Has the alarm ring with this number after so many milliseconds.
+pub fn set_alarm(alarm: &Worker, number: u32, ms: u32) {
+    let set = js_sys::Array::of2(&number.into(), &ms.into());
+    // The page's own timer is there as well.
+    let _ = alarm.post_message(&set);
 }
 
 /// Tells whether the machine is charging, now and at each change. Never calls back where the

@@ -31,7 +31,9 @@ pub enum Event {
     },
     /// The machine's power changed; `None` where the browser does not say.
     Charging(Option<bool>),
-    /// The browser freezes or unloads the page, or shows it again.
+    /// The page is left, by another address or for good, or shown again.
+    Left(bool),
+    /// The browser freezes the page, and its workers in the midst of what they do, or thaws it.
     Frozen(bool),
     /// The worker said something.
     Said(Box<FromTab>),
@@ -83,6 +85,57 @@ enum Worker {
     Forgetting,
 }
 
+/// What workers did.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+struct Totals {
+    steps: u64,
+    tokens: u64,
+    bytes_down: u64,
+    bytes_up: u64,
+    bytes_from_disk: u64,
+    /// All that this origin's workers ever gave, not only what one of them did.
+    credit: u64,
+}
+
+impl Totals {
+    fn of(status: &TabStatus) -> Totals {
+        Totals {
+            steps: status.steps,
+            tokens: status.tokens,
+            bytes_down: status.bytes_down,
+            bytes_up: status.bytes_up,
+            bytes_from_disk: status.bytes_from_disk,
+            credit: status.credit_layer_tokens,
+        }
+    }
+
+    /// With what a later worker did.
+    fn and(self, later: Totals) -> Totals {
+        Totals {
+            steps: self.steps.saturating_add(later.steps),
+            tokens: self.tokens.saturating_add(later.tokens),
+            bytes_down: self.bytes_down.saturating_add(later.bytes_down),
+            bytes_up: self.bytes_up.saturating_add(later.bytes_up),
+            bytes_from_disk: self.bytes_from_disk.saturating_add(later.bytes_from_disk),
+            credit: self.credit.max(later.credit),
+        }
+    }
+
+    fn show(self, status: &mut TabStatus) {
+        status.steps = self.steps;
+        status.tokens = self.tokens;
+        status.bytes_down = self.bytes_down;
+        status.bytes_up = self.bytes_up;
+        status.bytes_from_disk = self.bytes_from_disk;
+        status.credit_layer_tokens = self.credit;
+    }
+
+    /// Across the network.
+    fn bytes(self) -> u64 {
+        self.bytes_down.saturating_add(self.bytes_up)
+    }
+}
+
 /// The page's side of a lent tab.
 #[derive(Clone, Debug)]
 pub struct Donor {
@@ -92,13 +145,14 @@ pub struct Donor {
     backend: Option<api::TabBackend>,
     hidden: bool,
     frozen: bool,
+    gone: bool,
     charging: Option<bool>,
     forget: bool,
     deadlines: u32,
-    /// Down and up of the worker that lives, and of those that have ended, bytes.
-    current_bytes: u64,
-    ended_bytes: u64,
-    /// What the worker said last.
+    /// Of the worker that lives, and of those of this visit that have ended.
+    current: Totals,
+    ended: Totals,
+    /// What the worker said last, with the totals of those before it.
     pub status: TabStatus,
     /// Why it stopped by itself, or what came of deleting.
     pub notice: Option<String>,
@@ -114,11 +168,12 @@ impl Donor {
             backend,
             hidden: false,
             frozen: false,
+            gone: false,
             charging: None,
             forget: false,
             deadlines: 0,
-            current_bytes: 0,
-            ended_bytes: 0,
+            current: Totals::default(),
+            ended: Totals::default(),
             status: TabStatus::default(),
             notice: None,
         }
@@ -154,6 +209,8 @@ impl Donor {
         let stop_hidden = self.settings.stop_when_hidden;
         if self.frozen {
             Some("frozen by the browser")
+        } else if self.gone {
+            Some("its page was left")
         } else if self.settings.only_charging && self.charging == Some(false) {
             Some("on battery")
         } else if stop_hidden && self.hidden {
@@ -190,7 +247,8 @@ impl Donor {
                 self.hidden = hidden;
             }
             Event::Charging(charging) => self.charging = charging,
-            Event::Frozen(frozen) => self.frozen = frozen,
+            Event::Left(left) => self.gone = left,
+            Event::Frozen(frozen) => self.freeze(frozen, &mut effects),
             Event::Said(said) => self.said(*said, &mut effects),
             Event::Broke(why) => self.broke(why, &mut effects),
             Event::Overdue(number) => {
@@ -203,6 +261,17 @@ impl Donor {
         }
         self.settle(&mut effects);
         effects
+    }
+
+    /// A frozen worker answers nobody and keeps its connection: it is ended, which the
+    /// coordinator sees at once.
+    fn freeze(&mut self, frozen: bool, effects: &mut Vec<Effect>) {
+        self.frozen = frozen;
+        if frozen && !matches!(self.worker, Worker::Absent | Worker::Forgetting) {
+            effects.push(Effect::Terminate);
+            self.left();
+            self.worker = Worker::Absent;
+        }
     }
 
     fn finish(&mut self, effects: &mut Vec<Effect>) {
@@ -227,7 +296,8 @@ impl Donor {
                 let paused = status.phase == TabPhase::Paused;
                 let working = !paused && status.phase != TabPhase::Waiting;
                 self.status = *status;
-                self.current_bytes = self.status.bytes_down.saturating_add(self.status.bytes_up);
+                self.current = Totals::of(&self.status);
+                self.ended.and(self.current).show(&mut self.status);
                 match self.worker {
                     Worker::Pausing(_) if paused => self.worker = Worker::Resting,
                     Worker::Finishing if paused => {
@@ -250,6 +320,9 @@ impl Donor {
                     self.worker = Worker::Resting;
                     self.forget = false;
                     self.status = TabStatus::default();
+                    // What crossed the network still counts against the cap.
+                    let Totals { bytes_down, bytes_up, .. } = self.ended;
+                    self.ended = Totals { bytes_down, bytes_up, ..Totals::default() };
                     let bytes = crate::words::bytes(disk_bytes);
                     self.notice = Some(format!("All data is deleted ({bytes} of weights)."));
                     effects.push(Effect::ForgetSettings);
@@ -274,7 +347,7 @@ impl Donor {
     fn for_worker(&self) -> TabSettings {
         let mut settings = self.settings.for_worker(self.backend);
         if let Some(max) = &mut settings.data_bytes_max {
-            *max = max.saturating_sub(self.ended_bytes);
+            *max = max.saturating_sub(self.ended.bytes());
         }
         settings
     }
@@ -282,15 +355,14 @@ impl Donor {
     /// Why no further worker is started, once the ended ones have used up the data cap.
     fn exhausted(&self) -> Option<String> {
         (self.for_worker().data_bytes_max == Some(0)).then(|| {
-            let used = crate::words::bytes(self.ended_bytes);
+            let used = crate::words::bytes(self.ended.bytes());
             format!("The data cap of this visit is reached ({used} used): raise it to go on.")
         })
     }
 
     /// The worker is gone: what it gave stays in view, what it was doing does not.
     fn left(&mut self) {
-        let gone = std::mem::take(&mut self.current_bytes);
-        self.ended_bytes = self.ended_bytes.saturating_add(gone);
+        self.ended = self.ended.and(std::mem::take(&mut self.current));
         self.status.phase = TabPhase::Paused;
         self.status.detail = String::new();
         self.status.shards.clear();

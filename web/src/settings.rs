@@ -22,6 +22,8 @@ pub const MEMORY_MAX: u64 = 64 * GIB;
 pub const DISK_CHOICES: [u64; 7] = [0, 256 * MIB, GIB, 2 * GIB, 5 * GIB, 10 * GIB, 20 * GIB];
 /// Bytes down and up together; 0 is no cap.
 pub const DATA_CHOICES: [u64; 7] = [0, 100 * MIB, 500 * MIB, GIB, 2 * GIB, 10 * GIB, 50 * GIB];
+/// The most that is kept of a limit of disk or data, bytes.
+pub const LIMIT_MAX: u64 = 1 << 40;
 /// Memory if the browser does not say how much there is.
 const MEMORY_DEFAULT: u64 = GIB;
 const DISK_DEFAULT: u64 = 2 * GIB;
@@ -75,17 +77,15 @@ impl Settings {
     pub fn read(kept: Option<&str>, default: Settings) -> Settings {
         let read = kept.and_then(|text| serde_json::from_str::<Settings>(text).ok());
         let Some(kept) = read else { return default };
-        let one_of = |value, choices: &[u64], other| {
-            if choices.contains(&value) { value } else { other }
+        // Not only what the page offers: a limit may have been set by hand.
+        let within = |value, least: u64, most: u64, other| match value {
+            value if (least..=most).contains(&value) => value,
+            _ => other,
         };
         Settings {
-            memory_bytes: match kept.memory_bytes {
-                // Not only what the page offers: a limit may have been set by hand.
-                MEMORY_MIN..=MEMORY_MAX => kept.memory_bytes,
-                _ => default.memory_bytes,
-            },
-            disk_bytes: one_of(kept.disk_bytes, &DISK_CHOICES, default.disk_bytes),
-            data_bytes: one_of(kept.data_bytes, &DATA_CHOICES, default.data_bytes),
+            memory_bytes: within(kept.memory_bytes, MEMORY_MIN, MEMORY_MAX, default.memory_bytes),
+            disk_bytes: within(kept.disk_bytes, 0, LIMIT_MAX, default.disk_bytes),
+            data_bytes: within(kept.data_bytes, 0, LIMIT_MAX, default.data_bytes),
             intensity_percent: kept.intensity_percent.clamp(25, 100),
             name: shortened(&kept.name),
             ..kept

@@ -84,11 +84,18 @@ fn gpu(options: &Options, adapter: Option<u32>) -> Result<Lent, String> {
     if let Some(problem) = measured.problem() {
         return Err(format!("{}: {problem}", info.name));
     }
-    let notes = info.rejected.iter().map(|r| format!("{}: {}", r.variant, r.reason)).collect();
     let (memory_bytes, memory_reason) = match options.memory_bytes {
-        Some(bytes) => (bytes, "as told".to_owned()),
-        None => (measured.memory_bytes, "what could be had of it in a test".to_owned()),
+        Some(bytes) => {
+            let reserve = gpu::scratch_reserve(bytes);
+            (bytes - reserve, format!("as told, less {} MiB for steps", reserve >> 20))
+        }
+        None => {
+            let reason = "what could be had of it in a test, less what steps need";
+            (measured.memory_bytes, reason.to_owned())
+        }
     };
+    let mut notes = vec![format!("{} kernels are {}", info.variant, info.variant_reason)];
+    notes.extend(info.rejected.iter().map(|r| format!("not {}: {}", r.variant, r.reason)));
     Ok(Lent {
         device: format!("{} ({}, {} kernels)", info.name, info.backend, info.variant),
         notes,

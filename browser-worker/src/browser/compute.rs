@@ -9,7 +9,7 @@ use std::task::{Poll, Waker};
 use api::TabSettings;
 use engine::BlobBytes;
 use protocol::{Assignment, SessionId};
-use shards::{Shards, Source};
+use shards::{LoadError, Shards, Source};
 use worker_core::{Event, Run, ShardKey};
 
 use super::inbox::{Happened, Inbox};
@@ -170,7 +170,14 @@ async fn run(shared: Rc<Shared>, mut shards: Shards, mut supply: Supply) {
                 let mut source = Until(&mut supply, &shared);
                 let event = match shards.load(shard, &assignment, &mut source).await {
                     Ok(shape) => Event::Loaded { shard, shape },
-                    Err(error) => Event::LoadFailed { shard, reason: error.to_string() },
+                    Err(error) => {
+                        let reason = error.to_string();
+                        shared.tell(Event::LoadFailed { shard, reason: reason.clone() }, None);
+                        if let LoadError::NoRoom(_) = error {
+                            shared.inbox.push(Happened::NoRoom { start: shared.start, reason });
+                        }
+                        continue;
+                    }
                 };
                 shared.tell(event, None);
             }

@@ -15,6 +15,8 @@ const PAUSE_MS: f64 = 200.0;
 /// Read from disk at a time.
 pub const PIECE_BYTES: usize = 1 << 20;
 
+const PARTIAL: &str = ".part";
+
 /// Why a blob could not be fetched.
 #[derive(Clone, Debug)]
 enum Failure {
@@ -48,7 +50,12 @@ pub enum Landed {
 
 /// The name of a partial blob.
 pub fn partial(hash: &BlobHash) -> String {
-    format!("{hash}.part")
+    format!("{hash}{PARTIAL}")
+}
+
+/// Whether a file's name is that of a partial blob.
+pub fn is_partial(name: &str) -> bool {
+    name.ends_with(PARTIAL)
 }
 
 /// Fetches and verifies a blob, to `store` if there is one. `progress` hears of bytes so far.

@@ -69,6 +69,14 @@ pub enum Happened {
         /// When it began and ended to compute, ms; rests are not in it.
         worked_ms: Option<(f64, f64)>,
     },
+    /// What computes has no room for a shard, although less than what is lent was asked for;
+    /// [`Event::LoadFailed`] came before.
+    NoRoom {
+        /// Of which start.
+        start: u64,
+        /// In words.
+        reason: String,
+    },
     /// The compute task has ended and let its shards go.
     ComputeEnded {
         /// Of which start.

@@ -1,5 +1,10 @@
 //! Small things of the worker's global scope.
 
+use std::cell::Cell;
+use std::pin::Pin;
+use std::rc::Rc;
+use std::task::{Context, Poll, Waker};
+
 use js_sys::{Promise, Reflect};
 use wasm_bindgen::prelude::*;
 use wasm_bindgen_futures::JsFuture;
@@ -26,14 +31,54 @@ pub fn wall_ms() -> f64 {
     js_sys::Date::now()
 }
 
-/// Waits.
-pub async fn sleep(ms: f64) {
-    let promise = Promise::new(&mut |resolve, _| {
-        let ms = ms.clamp(0.0, f64::from(i32::MAX)) as i32;
-        // Only a worker that is being ended has no timers.
-        let _ = scope().set_timeout_with_callback_and_timeout_and_arguments_0(&resolve, ms);
+/// Waits. Dropped before, it takes its timer along.
+pub fn sleep(ms: f64) -> Sleep {
+    let state: Rc<State> = Rc::default();
+    let told = state.clone();
+    let callback = Closure::once(move || {
+        told.over.set(true);
+        if let Some(waker) = told.waker.take() {
+            waker.wake();
+        }
     });
-    let _ = JsFuture::from(promise).await;
+    let ms = ms.clamp(0.0, f64::from(i32::MAX)) as i32;
+    let call = callback.as_ref().unchecked_ref();
+    // Only a worker that is being ended has no timers.
+    let timer = scope().set_timeout_with_callback_and_timeout_and_arguments_0(call, ms).ok();
+    Sleep { state, timer, _callback: callback }
+}
+
+/// See [`sleep`].
+pub struct Sleep {
+    state: Rc<State>,
+    timer: Option<i32>,
+    _callback: Closure<dyn FnMut()>,
+}
+
+#[derive(Default)]
+struct State {
+    over: Cell<bool>,
+    waker: Cell<Option<Waker>>,
+}
+
+impl Future for Sleep {
+    type Output = ();
+
+    fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<()> {
+        if self.state.over.get() {
+            return Poll::Ready(());
+        }
+        self.state.waker.set(Some(context.waker().clone()));
+        Poll::Pending
+    }
+}
+
+impl Drop for Sleep {
+    fn drop(&mut self) {
+        if let Some(timer) = self.timer.filter(|_| !self.state.over.get()) {
+            scope().clear_timeout_with_handle(timer);
+        }
+    }
 }
 
 /// Lets the event loop deliver what waits. A message to oneself: timers are held back by 4 ms

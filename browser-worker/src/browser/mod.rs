@@ -3,6 +3,7 @@
 mod backend;
 mod benchmark;
 mod compute;
+mod credit;
 mod download;
 mod fetches;
 mod http;

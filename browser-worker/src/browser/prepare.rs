@@ -7,12 +7,12 @@ use std::rc::Rc;
 use api::{TabBackend, TabBenchmark, TabDevice, TabPhase, TabSettings};
 use shards::Computer;
 
+use super::credit::Credit;
 use super::http::Cancel;
 use super::identity::Identity;
 use super::inbox::{Happened, Inbox};
 use super::lock::{self, Lock};
 use super::storage::Store;
-use super::tab::credit_of;
 use super::weights::Weights;
 use super::{backend, benchmark, js};
 use crate::meter::Meter;
@@ -39,8 +39,6 @@ pub struct Ready {
     pub benchmark: TabBenchmark,
     /// What the owner had asked for.
     pub asked: Option<TabBackend>,
-    /// What earlier lives of this tab gave, rows × layers.
-    pub credit_before: u64,
 }
 
 /// Whether anybody sees the tab.
@@ -66,6 +64,8 @@ pub struct Preparation {
     pub seen: Rc<Seen>,
     /// Counts bytes.
     pub meter: Rc<Meter>,
+    /// What this browser gave.
+    pub credit: Rc<Credit>,
     /// Why the GPU was lost, each time it was.
     pub gpu_losses: Vec<String>,
 }
@@ -138,7 +138,9 @@ impl Preparation {
             Err(error) => (None, Some(format!("weights are kept in memory only: {error}"))),
         };
         let identity = Identity::open(store.as_deref()).await?;
-        let credit_before = credit_of(store.as_deref()).await;
+        if let Some(store) = &store {
+            self.credit.look(store).await;
+        }
         let weights = Weights::open(store.clone(), problem, self.meter.clone()).await;
         Ok(Box::new(Ready {
             lock: None,
@@ -149,7 +151,6 @@ impl Preparation {
             device: TabDevice { backend: TabBackend::Wasm, name: String::new(), notes: vec![] },
             benchmark: TabBenchmark::default(),
             asked: None,
-            credit_before,
         }))
     }
 

@@ -20,7 +20,7 @@ use super::socket::{CONNECT_MS_MAX, SILENCE_MS_MAX, Socket};
 use super::weights::Supply;
 use crate::figures::Figures;
 use crate::meter::Meter;
-use crate::settings::{lent_bytes, name, share};
+use crate::settings::{name, share};
 use crate::view::Holdings;
 
 /// Steps that the worker takes at once: one is computed while the next is on its way.
@@ -91,17 +91,17 @@ pub struct Stay {
 }
 
 impl Stay {
-    /// Begins to connect. `connection` is a number that was not used before; later
-    /// connections count on from it.
+    /// Begins to connect, lending `memory_bytes`. `connection` is a number that was not used
+    /// before; later connections count on from it.
     pub fn begin(
         start: u64,
         connection: u64,
         shared: Shared,
         ready: Box<Ready>,
+        memory_bytes: u64,
         hidden: bool,
     ) -> Stay {
         let settings = shared.settings.borrow().clone();
-        let memory_bytes = lent_bytes(&settings, ready.device.backend);
         let share = share(&settings);
         let core = WorkerCore::new(Config {
             name: name(&settings),

@@ -8,15 +8,17 @@ use shards::Computer;
 use wasm_bindgen::JsValue;
 use worker_core::Event;
 
+use super::credit::Credit;
 use super::http::Cancel;
 use super::inbox::{Happened, Inbox};
+use super::lock::Lock;
 use super::prepare::{Preparation, Ready, Seen};
 use super::stay::{Over, Shared, Stay};
 use super::storage::Store;
 use super::{js, lock};
 use crate::figures::Figures;
 use crate::meter::Meter;
-use crate::settings::{Change, change};
+use crate::settings::{Change, Room, change};
 use crate::wake::Watch;
 
 /// Between two looks at everything, ms.
@@ -25,8 +27,6 @@ const TICK_MS: f64 = 250.0;
 const STATUS_EVERY_MS: f64 = 500.0;
 /// What was given is written down so often while it grows, ms.
 const SAVE_EVERY_MS: f64 = 5000.0;
-/// The file in which it is.
-const CREDIT: &str = "credit";
 
 /// What the tab is at.
 enum Mode {
@@ -67,10 +67,13 @@ pub struct Tab {
     ticking: Rc<Cell<bool>>,
     watch: Watch,
     figures: Figures,
-    /// Given in earlier lives of this tab; known once its files are open.
-    credit_before: Option<u64>,
-    credit_saved: u64,
+    /// What this browser gave, in this visit and before.
+    credit: Rc<Credit>,
+    /// Of the figures, what is in it already, rows × layers.
+    credited: u64,
     saved_ms: f64,
+    /// What turned out not to fit.
+    room: Room,
     told: TabStatus,
     told_ms: f64,
     /// Why the GPU was lost, each time it was.
@@ -101,9 +104,10 @@ impl Tab {
             ticking: Rc::default(),
             watch: Watch::default(),
             figures: Figures::default(),
-            credit_before: None,
-            credit_saved: 0,
+            credit: Rc::default(),
+            credited: 0,
             saved_ms: 0.0,
+            room: Room::default(),
             told: TabStatus::default(),
             told_ms: 0.0,
             gpu_losses: Vec::new(),
@@ -165,6 +169,7 @@ impl Tab {
                     self.core(event);
                 }
             }
+            Happened::NoRoom { start, reason } if start == self.start => self.no_room(reason),
             Happened::ComputeEnded { start } if start == self.start => self.ended(),
             Happened::Deadline { start } => {
                 if let Some(stay) = staying
@@ -175,7 +180,8 @@ impl Tab {
             }
             Happened::Tick => self.tick(),
             Happened::Forgotten(result) => self.forgotten(result),
-            Happened::Prepared { .. } | Happened::ComputeEnded { .. } => {}
+            Happened::Prepared { .. } | Happened::NoRoom { .. } | Happened::ComputeEnded { .. } => {
+            }
         }
     }
 
@@ -196,6 +202,20 @@ impl Tab {
         self.gpu_losses.push(reason);
         self.end();
         true
+    }
+
+    /// What computes has no room for what the coordinator gave it, although that is within
+    /// what is lent: it leaves, and joins again with less.
+    fn no_room(&mut self, reason: String) {
+        let Mode::Staying { stay, then } = &mut self.mode else { return };
+        js::warn(&reason);
+        let less = self.room.less(&self.shared.settings.borrow(), stay.ready.device.backend);
+        *then = Some(then.map_or(Then::Rejoin, |then| then.max(Then::Rejoin)));
+        stay.halt("it lends less memory from now on", &mut self.figures);
+        self.end();
+        if !less {
+            self.fail(format!("there is no room even for the least of a model: {reason}"));
+        }
     }
 
     fn page(&mut self, message: ToTab) {
@@ -279,6 +299,7 @@ impl Tab {
             cancel: cancel.clone(),
             seen: self.seen.clone(),
             meter,
+            credit: self.credit.clone(),
             gpu_losses: self.gpu_losses.clone(),
         };
         self.mode = Mode::Preparing { cancel, phase: TabPhase::Benchmarking, then: None };
@@ -300,7 +321,7 @@ impl Tab {
         self.mode = Mode::Resting { paused: true };
         match (result, then) {
             (Ok(mut ready), Some(Then::Rest)) => {
-                ready.lock = None;
+                self.save(ready.store.clone(), ready.lock.take());
                 self.ready = Some(ready);
                 self.rest();
             }
@@ -309,12 +330,14 @@ impl Tab {
                 self.ready = result.ok();
                 self.begin();
             }
-            (Ok(ready), None) => {
-                self.credit_before = Some(self.credit_before.unwrap_or(ready.credit_before));
+            (Ok(mut ready), None) => {
                 let shared = self.shared.clone();
                 self.detail.clear();
                 let hidden = self.seen.hidden.get();
-                let stay = Stay::begin(self.start, self.connection, shared, ready, hidden);
+                let (lent, note) = self.room.lent(&shared.settings.borrow(), ready.device.backend);
+                ready.device.notes.retain(|note| !Room::is_note(note));
+                ready.device.notes.extend(note);
+                let stay = Stay::begin(self.start, self.connection, shared, ready, lent, hidden);
                 self.mode = Mode::Staying { stay: Box::new(stay), then: None };
             }
             (Err(reason), None) => self.fail(reason),
@@ -391,10 +414,9 @@ impl Tab {
             return;
         };
         let mut ready = stay.into_ready();
-        self.save(&ready);
         match then {
             Then::Rest => {
-                ready.lock = None;
+                self.save(ready.store.clone(), ready.lock.take());
                 self.ready = Some(ready);
                 self.rest();
             }
@@ -433,8 +455,8 @@ impl Tab {
         }
         self.mode = Mode::Forgetting { start: false };
         self.ready = None;
-        self.credit_before = Some(0);
-        self.credit_saved = 0;
+        self.credit = Rc::default();
+        self.credited = 0;
         self.figures = Figures::default();
         let inbox = self.shared.inbox.clone();
         wasm_bindgen_futures::spawn_local(async move {
@@ -485,27 +507,25 @@ impl Tab {
         if now - self.saved_ms >= SAVE_EVERY_MS {
             self.saved_ms = now;
             let store = stay.ready.store.clone();
-            self.save_to(store);
+            self.save(store, None);
         }
     }
 
-    fn credit(&self) -> u64 {
-        self.credit_before.unwrap_or(0) + self.figures.layer_tokens
+    /// Credits what was given since the last time.
+    fn credit(&mut self) {
+        self.credit.give(self.figures.layer_tokens - self.credited);
+        self.credited = self.figures.layer_tokens;
     }
 
-    fn save(&mut self, ready: &Ready) {
-        self.save_to(ready.store.clone());
-    }
-
-    /// Writes down what was given, if it grew.
-    fn save_to(&mut self, store: Option<Rc<Store>>) {
-        let credit = self.credit();
-        let (Some(store), true) = (store, credit != self.credit_saved) else { return };
-        self.credit_saved = credit;
+    /// Writes down what was given; then lets the lock go, if it was given one.
+    fn save(&mut self, store: Option<Rc<Store>>, lock: Option<Lock>) {
+        self.credit();
+        let credit = self.credit.clone();
         wasm_bindgen_futures::spawn_local(async move {
-            if let Err(error) = store.write_small(CREDIT, credit.to_string().as_bytes()).await {
-                js::warn(&format!("the credit is not written down: {error}"));
+            if let Some(store) = store {
+                credit.keep(&store).await;
             }
+            drop(lock);
         });
     }
 
@@ -528,10 +548,11 @@ impl Tab {
 
     fn status(&mut self) -> TabStatus {
         let now = js::now_ms();
+        self.credit();
         let mut status = TabStatus {
             steps: self.figures.steps,
             tokens: self.figures.tokens,
-            credit_layer_tokens: self.credit(),
+            credit_layer_tokens: self.credit.total(),
             tokens_per_s: self.figures.tokens_per_s(now),
             busy: self.figures.busy(now),
             bytes_down: self.shared.meter.down(),
@@ -543,6 +564,8 @@ impl Tab {
         let ready = match &self.mode {
             Mode::Resting { paused } => {
                 status.phase = if *paused { TabPhase::Paused } else { TabPhase::Waiting };
+                // Nothing comes after this that would let them fall.
+                (status.tokens_per_s, status.busy) = (0.0, 0.0);
                 self.ready.as_deref()
             }
             Mode::Forgetting { .. } => {
@@ -586,13 +609,6 @@ fn lost(computer: &Computer) -> Option<String> {
         #[cfg(feature = "gpu")]
         Computer::Gpu(gpu) => gpu.lost(),
     }
-}
-
-/// What earlier lives of this tab gave.
-pub async fn credit_of(store: Option<&Store>) -> u64 {
-    let Some(store) = store else { return 0 };
-    let text = store.read_small(CREDIT).await.unwrap_or_default();
-    std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
 }
 
 /// Deletes everything of ours; gives the bytes of weights that there were.

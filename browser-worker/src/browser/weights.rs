@@ -9,14 +9,16 @@ use engine::BlobBytes;
 use protocol::{BlobHash, BlobRef};
 use shards::Source;
 
-use super::download::{self, Landed, PIECE_BYTES, Request, download, partial};
+use super::download::{self, Landed, PIECE_BYTES, Request, download, is_partial, partial};
 use super::http::Cancel;
 use super::js;
 use super::storage::Store;
-use crate::kept::{Kept, NoRoom};
+use crate::kept::{Gone, Kept, NoRoom};
 use crate::meter::Meter;
 
 const INDEX: &str = "index.json";
+/// What becomes of blobs over the bound that are in use.
+const LATER: &str = "they go when they no longer are";
 
 /// Takes a piece of a blob: its offset and its bytes. Errors are in words.
 type Take<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<(), String>;
@@ -29,6 +31,8 @@ pub struct Weights {
     disk_bytes_max: Cell<u64>,
     /// Why something is only in memory, in words.
     problem: RefCell<Option<String>>,
+    /// What the owner's bound does not allow, in words.
+    limit_problem: RefCell<Option<String>>,
     memory: RefCell<BTreeMap<BlobHash, Arc<Vec<u8>>>>,
     /// What shards on the CPU share.
     given: RefCell<BTreeMap<BlobHash, Weak<Vec<u8>>>>,
@@ -55,6 +59,7 @@ impl Weights {
             kept: RefCell::default(),
             disk_bytes_max: Cell::new(u64::MAX),
             problem: RefCell::new(problem),
+            limit_problem: RefCell::default(),
             memory: RefCell::default(),
             given: RefCell::default(),
             wanted: RefCell::default(),
@@ -72,19 +77,52 @@ impl Weights {
         let known = store.read_small(INDEX).await;
         let known = known.and_then(|json| serde_json::from_slice::<Kept>(&json).ok());
         match store.blobs().await {
-            Ok(files) => *self.kept.get_mut() = known.unwrap_or_default().reconcile(files),
+            Ok(files) => {
+                // Of an earlier visit, in which nobody came back for them.
+                for (name, _) in files.iter().filter(|(name, _)| is_partial(name)) {
+                    if let Err(error) = store.remove_blob(name).await {
+                        js::warn(&format!("{name} is not removed: {error}"));
+                    }
+                }
+                *self.kept.get_mut() = known.unwrap_or_default().reconcile(files);
+            }
             Err(error) => *self.problem.get_mut() = Some(error.to_string()),
         }
     }
 
-    /// The owner's bound for what is kept on disk.
-    pub fn set_disk_bytes_max(&self, max: u64) {
-        self.disk_bytes_max.set(max);
-        let refused = "the disk limit is 0: weights are kept in memory only";
-        if max == 0 {
-            self.say(refused.into());
-        } else if self.problem.borrow().as_deref() == Some(refused) {
-            *self.problem.borrow_mut() = None;
+    /// The owner's bound for what is kept on disk. What exceeds it goes at once, but for what
+    /// is in use.
+    pub fn set_disk_bytes_max(self: &Rc<Self>, max: u64) {
+        if self.disk_bytes_max.replace(max) != max {
+            *self.limit_problem.borrow_mut() =
+                (max == 0).then(|| "the disk limit is 0: weights are kept in memory only".into());
+        }
+        self.shrink();
+    }
+
+    /// Keeps to the bound.
+    fn shrink(self: &Rc<Self>) {
+        let max = self.disk_bytes_max.get();
+        let (gone, over) = {
+            let wanted = self.wanted.borrow();
+            self.kept.borrow_mut().shrink(max, |hash| wanted.contains_key(hash))
+        };
+        match over {
+            Some(NoRoom { max, in_use }) => {
+                let [max, in_use] = [max, in_use].map(|bytes| bytes as f64 / 1e6);
+                let words = format!("the disk limit is {max:.0} MB, but {in_use:.0} MB are in use");
+                self.say_limit(format!("{words}: {LATER}"));
+            }
+            None => {
+                self.limit_problem.borrow_mut().take_if(|said| said.ends_with(LATER));
+            }
+        }
+        if !gone.is_empty() {
+            let weights = self.clone();
+            wasm_bindgen_futures::spawn_local(async move {
+                weights.delete(&gone).await;
+                weights.save().await;
+            });
         }
     }
 
@@ -105,7 +143,13 @@ impl Weights {
 
     /// Why something is only in memory, in words.
     pub fn problem(&self) -> Option<String> {
-        self.problem.borrow().clone()
+        let said = [self.problem.borrow().clone(), self.limit_problem.borrow().clone()];
+        said.into_iter().flatten().reduce(|first, second| format!("{first}; {second}"))
+    }
+
+    fn say_limit(&self, problem: String) {
+        js::warn(&problem);
+        *self.limit_problem.borrow_mut() = Some(problem);
     }
 
     fn say(&self, problem: String) {
@@ -152,18 +196,23 @@ impl Weights {
         let store = self.make_room(blob).await;
         let token = self.token.borrow().clone();
         let request = Request { blob, token: &token, cancel, meter: &self.meter };
-        let landed = download(&request, store.as_deref(), progress).await?;
+        let landed = download(&request, store.as_deref(), progress).await;
+        let landed = landed.inspect_err(|_| self.kept.borrow_mut().broke_off(&blob.hash))?;
         self.verified.borrow_mut().insert(blob.hash.clone());
         let bytes = match (landed, store) {
             (Landed::Disk, Some(store)) => {
                 let renamed = store.rename_blob(&partial(&blob.hash), &blob.hash).await;
-                renamed.map_err(|error| format!("blob {}: {error}", blob.hash))?;
+                renamed.map_err(|error| {
+                    self.kept.borrow_mut().broke_off(&blob.hash);
+                    format!("blob {}: {error}", blob.hash)
+                })?;
                 self.kept.borrow_mut().used(&blob.hash, blob.bytes);
                 self.save().await;
                 return Ok(());
             }
             (Landed::Disk, None) => return Err("there is no disk".into()),
             (Landed::Memory(bytes, error), _) => {
+                self.kept.borrow_mut().elsewhere(&blob.hash);
                 if let Some(error) = error {
                     self.say(format!("{error}: some weights are kept in memory only"));
                 }
@@ -180,28 +229,43 @@ impl Weights {
     /// Room on disk for a blob, by removing what was not used for longest; `None` if it has
     /// to be kept in memory.
     async fn make_room(&self, blob: &BlobRef) -> Option<Rc<Store>> {
-        let store = self.store.clone().filter(|_| self.disk_bytes_max.get() > 0)?;
-        let remove = {
+        let max = self.disk_bytes_max.get();
+        let store = self.store.clone().filter(|_| max > 0)?;
+        let begun = {
             let wanted = self.wanted.borrow();
             let in_use = |hash: &str| wanted.contains_key(hash);
-            self.kept.borrow().to_remove(blob.bytes, self.disk_bytes_max.get(), in_use)
+            self.kept.borrow_mut().begin(&blob.hash, blob.bytes, max, in_use)
         };
-        match remove {
-            Ok(remove) => {
-                for hash in remove {
-                    self.remove(&hash).await;
-                }
+        match begun {
+            Ok(gone) => {
+                self.delete(&gone).await;
                 Some(store)
             }
             Err(NoRoom { max, in_use }) => {
-                let mb = |bytes: u64| bytes as f64 / 1e6;
-                self.say(format!(
+                self.say_limit(format!(
                     "the disk limit is {:.0} MB, {:.0} MB of it in use: some weights are kept in \
                      memory only",
-                    mb(max),
-                    mb(in_use)
+                    max as f64 / 1e6,
+                    in_use as f64 / 1e6
                 ));
                 None
+            }
+        }
+    }
+
+    /// Deletes files that the list has already forgotten.
+    async fn delete(&self, gone: &[Gone]) {
+        let Some(store) = &self.store else { return };
+        for file in gone {
+            let name = match file {
+                Gone::Blob(hash) => {
+                    self.verified.borrow_mut().remove(hash);
+                    hash.clone()
+                }
+                Gone::Part(hash) => partial(hash),
+            };
+            if let Err(error) = store.remove_blob(&name).await {
+                js::warn(&format!("{name} is not removed: {error}"));
             }
         }
     }
@@ -234,15 +298,17 @@ impl Weights {
     }
 
     /// Nobody needs the blob now.
-    pub fn forget(&self, hash: &str) {
+    pub fn forget(self: &Rc<Self>, hash: &str) {
         self.wanted.borrow_mut().remove(hash);
         self.memory.borrow_mut().remove(hash);
+        self.shrink();
     }
 
     /// Nobody needs any now.
-    pub fn forget_all(&self) {
+    pub fn forget_all(self: &Rc<Self>) {
         self.wanted.borrow_mut().clear();
         self.memory.borrow_mut().clear();
+        self.shrink();
     }
 
     fn is_here(&self, hash: &str) -> bool {

@@ -2,7 +2,8 @@
 //! and behind `--` what the kernels' names are to contain.
 //!
 //! Prints each kernel's time, what it moves, its bandwidth next to that of a plain copy, and
-//! its arithmetic. On a software adapter only the small model is measured, unless asked for.
+//! its arithmetic; in the end the times of all variants side by side. On a software adapter
+//! only the small model is measured, unless asked for.
 
 use std::time::Instant;
 
@@ -21,8 +22,11 @@ fn main() {
     }
     for adapter in adapters {
         let info = adapter.get_info();
-        let descriptor =
-            wgpu::DeviceDescriptor { required_limits: adapter.limits(), ..Default::default() };
+        let descriptor = wgpu::DeviceDescriptor {
+            required_limits: adapter.limits(),
+            required_features: adapter.features() & Variant::FEATURES,
+            ..Default::default()
+        };
         let (device, queue) = match block_on(adapter.request_device(&descriptor)) {
             Ok(opened) => opened,
             Err(error) => {
@@ -30,8 +34,10 @@ fn main() {
                 continue;
             }
         };
+        let mut all = Vec::new();
         for variant in Variant::ALL {
-            if variant.unsupported(&device).is_some() {
+            if let Some(reason) = variant.unsupported(&device) {
+                println!("{} ({}), not {}: {reason}", info.name, info.backend, variant.name());
                 continue;
             }
             println!("{} ({}), {}", info.name, info.backend, variant.name());
@@ -42,12 +48,38 @@ fn main() {
                 "", "us", "MB", "GB/s", "of copy", "GFLOP/s"
             );
             let mut copy = None;
-            let mut report = |r: &Measured| print(r, *copy.get_or_insert(rate(r)));
+            let mut measured = Vec::new();
+            let mut report = |r: &Measured| {
+                print(r, *copy.get_or_insert(rate(r)));
+                measured.push(r.clone());
+            };
             let done = measure_all(&device, &queue, variant, &filter, &now, &mut report);
             if let Err(error) = block_on(done) {
                 println!("failed: {error}");
             }
+            all.push((variant, measured));
         }
+        side_by_side(&all);
+    }
+}
+
+/// Each kernel's time with each variant, us, and how many times as fast as the first one it is.
+fn side_by_side(all: &[(Variant, Vec<Measured>)]) {
+    let Some((_, first)) = all.first() else { return };
+    print!("{:<44}", "us");
+    all.iter().for_each(|(variant, _)| print!(" {:>18}", variant.name()));
+    println!();
+    for base in first {
+        print!("{:<44}", base.name);
+        for (_, measured) in all {
+            match measured.iter().find(|r| r.name == base.name) {
+                Some(r) => {
+                    print!(" {:>10.1} ({:>4.2}x)", r.seconds * 1e6, base.seconds / r.seconds)
+                }
+                None => print!(" {:>18}", "-"),
+            }
+        }
+        println!();
     }
 }
 

@@ -29,6 +29,9 @@ pub(crate) const PASS_ROWS_MAX: usize = 256;
 const ATTENTION_ROWS: usize = 16;
 /// Tasks per thread and command, so that a thread that lags does not hold up the others.
 const TASKS_PER_THREAD: usize = 4;
+/// Products of a weight and an activation in one task, at most (a task has a whole tile at
+/// least): some tens of microseconds, which is what a thread that lags holds the others up.
+const TASK_PRODUCTS: usize = 1 << 21;
 /// Rows from which an op on rows is worth more than one thread.
 const PARALLEL_ROWS_MIN: usize = 8;
 
@@ -274,8 +277,11 @@ impl Machine {
             unsafe { chief.finish(&matrices, &biases, rows, &outputs, &run) };
         } else {
             let total: usize = matrices.iter().map(|m| tiles(m)).sum();
-            let threads = self.pool.threads();
-            let tasks = if threads == 1 { 1 } else { (threads * TASKS_PER_THREAD).min(total) };
+            let products: usize = matrices.iter().map(|m| m.rows * m.cols * rows).sum();
+            let tasks = match self.pool.threads() {
+                1 => 1,
+                n => (n * TASKS_PER_THREAD).max(products / TASK_PRODUCTS).min(total),
+            };
             self.pool.run(tasks, &|i| {
                 // The matrices' tiles are numbered through; a task's share may touch several.
                 crew::parts(&matrices, chunk(total, tasks, i)).into_iter().for_each(run);

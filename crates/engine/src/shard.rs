@@ -69,7 +69,11 @@ impl Shard {
         let machine = Machine {
             class,
             // Whatever was asked for: beyond what the machine has would be unsound.
-            isa: limits.isa.min(crate::Isa::best()),
+            isa: crate::Isa::available()
+                .into_iter()
+                .filter(|isa| *isa <= limits.isa)
+                .max()
+                .unwrap_or(crate::Isa::Portable),
             dims,
             eps: f32::from_bits(manifest.rms_eps_bits),
             inv_freq: manifest.rope.inv_freq_bits.iter().map(|&b| f64::from_bits(b)).collect(),

@@ -73,6 +73,9 @@ pub enum LoadError {
         /// Bytes of them that other shards use.
         held: u64,
     },
+    /// What computes has less room than was lent.
+    #[error("{0}")]
+    NoRoom(String),
     /// A blob could not be read.
     #[error("{0}")]
     Blob(String),
@@ -310,7 +313,10 @@ async fn on_gpu(
 ) -> Result<engine::gpu::GpuShard, LoadError> {
     use engine::gpu::{GpuLimits, GpuShard};
 
-    let refused = |error: engine::LoadError| LoadError::Engine(error.to_string());
+    let refused = |error: engine::LoadError| match error {
+        engine::LoadError::OutOfMemory { .. } => LoadError::NoRoom(error.to_string()),
+        error => LoadError::Engine(error.to_string()),
+    };
     let limits = GpuLimits { kv_pages_max };
     let mut shard = GpuShard::new(gpu, manifest, span, limits).await.map_err(refused)?;
     for hash in shard.blobs() {

@@ -3,6 +3,9 @@
 // its quad instead (THREADS 8, two tiles a workgroup): a workgroup of many invocations that
 // wait for each other is costly there.
 //
+// How the lanes' sums come together is in lanes_workgroup.wgsl, through workgroup memory, and
+// in lanes_subgroups.wgsl: a kernel includes one of them, which says who is which lane.
+//
 // THE ORDER OF A PRODUCT, the same in every kernel and for any number of columns: column c
 // belongs to lane (c / 8) mod 16; a lane starts at +0 and takes its columns ascending, each
 // with one fma; the 16 lane sums are added to +0 from lane 0 to lane 15. Columns beyond the
@@ -121,9 +124,6 @@ fn lane_sums(
     return sums;
 }
 
-// Lane sums on their way to their total: slot · column · thread.
-var<workgroup> lane_totals: array<vec4<f32>, LANE_TOTALS>;
-
 // The tile, or pair of tiles, that an invocation works on.
 fn unit_of(group: u32, thread: u32) -> u32 {
     if (THREADS == 64u) {
@@ -149,12 +149,12 @@ fn sum_lanes(
     var lane = 0u;
     var end = LANES;
     if (THREADS == 64u) {
-        lane = thread / 4u;
+        lane = lane_of(thread);
         end = lane + 1u;
     }
     for (; lane < end; lane += 1u) {
         let sums = lane_sums(
-            matrix, form, base, rows, cols, stride, tile, thread % 4u, lane, first, last,
+            matrix, form, base, rows, cols, stride, tile, quad_of(thread), lane, first, last,
         );
         if (THREADS == 64u) {
             return sums;
@@ -165,51 +165,4 @@ fn sum_lanes(
         totals.c3 += sums.c3;
     }
     return totals;
-}
-
-fn put_sums(slot: u32, thread: u32, sums: Sums) {
-    let at = slot * 64u * COLUMNS_MAX + thread;
-    lane_totals[at] = sums.c0;
-    if (COLUMNS > 1u) {
-        lane_totals[at + 64u] = sums.c1;
-    }
-    if (COLUMNS > 2u) {
-        lane_totals[at + 128u] = sums.c2;
-        lane_totals[at + 192u] = sums.c3;
-    }
-}
-
-// Waits for all lanes' sums.
-fn wait_for_sums() {
-    if (THREADS == 64u) {
-        workgroupBarrier();
-    }
-}
-
-// The first column that an invocation finishes, and how far the next one is.
-fn first_column(thread: u32) -> u32 {
-    if (THREADS == 64u) {
-        return thread / 4u;
-    }
-    return 0u;
-}
-
-fn next_column() -> u32 {
-    if (THREADS == 64u) {
-        return 16u;
-    }
-    return 1u;
-}
-
-// The product of the invocation's 4 rows with one column. Threads are lane · 4 + quad.
-fn total(slot: u32, thread: u32, column: u32) -> vec4<f32> {
-    let at = (slot * COLUMNS_MAX + column) * 64u;
-    if (THREADS != 64u) {
-        return lane_totals[at + thread];
-    }
-    var sum = vec4<f32>(0.0);
-    for (var lane = 0u; lane < LANES; lane += 1u) {
-        sum += lane_totals[at + lane * 4u + thread % 4u];
-    }
-    return sum;
 }

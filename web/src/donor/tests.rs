@@ -65,6 +65,8 @@ fn nothing_happens_before_the_click() {
             (Event::Settings(Settings { intensity_percent: 25, ..Settings::default() }), &[]),
             (Event::Frozen(true), &[]),
             (Event::Frozen(false), &[]),
+            (Event::Left(true), &[]),
+            (Event::Left(false), &[]),
         ],
     );
 }
@@ -188,8 +190,24 @@ fn frozen_it_leaves_at_once_and_comes_back() {
     check(
         &mut donor,
         &[
-            (Event::Frozen(true), &["pause: frozen by the browser", "deadline 1"]),
-            (Event::Frozen(false), &[]),
+            (Event::Frozen(true), &["terminate"]),
+            (Event::Pause, &[]),
+            (Event::Start, &[]),
+            (Event::Frozen(false), &["spawn"]),
+            (loaded(), &["start", "hidden: false"]),
+        ],
+    );
+    assert_eq!(donor.held(), None);
+}
+
+#[test]
+fn left_for_another_page_it_pauses_and_comes_back_with_its_worker() {
+    let mut donor = started();
+    check(
+        &mut donor,
+        &[
+            (Event::Left(true), &["pause: its page was left", "deadline 1"]),
+            (Event::Left(false), &[]),
             (status(TabPhase::Paused), &["start", "hidden: false"]),
         ],
     );
@@ -267,6 +285,47 @@ fn what_ended_workers_used_of_the_data_cap_stays_used() {
     donor.handle(Event::Start);
     assert_eq!(cap(&donor.handle(loaded())), Some(Some(500)));
     assert_eq!(cap(&donor.handle(Event::Settings(capped(0)))), Some(None), "no cap any more");
+}
+
+#[test]
+fn the_figures_of_a_visit_outlive_its_workers() {
+    let said = |tokens, credit_layer_tokens| {
+        let status = TabStatus {
+            phase: TabPhase::Serving,
+            steps: tokens,
+            tokens,
+            credit_layer_tokens,
+            bytes_up: 10,
+            bytes_from_disk: 5,
+            ..TabStatus::default()
+        };
+        Event::Said(Box::new(FromTab::Status(Box::new(status))))
+    };
+    let shown = |donor: &Donor| {
+        let s = &donor.status;
+        (s.steps, s.tokens, s.credit_layer_tokens, s.bytes_up, s.bytes_from_disk)
+    };
+    let mut donor = started();
+    donor.handle(said(7, 1070));
+    donor.handle(Event::Pause);
+    check(&mut donor, &[(Event::Overdue(1), &["terminate"])]);
+    assert_eq!(shown(&donor), (7, 7, 1070, 10, 5));
+    donor.handle(Event::Start);
+    donor.handle(loaded());
+    // The credit is that of all visits, of which the last seconds may not be written down yet.
+    donor.handle(said(0, 1000));
+    assert_eq!(shown(&donor), (7, 7, 1070, 20, 10));
+    donor.handle(said(30, 1300));
+    assert_eq!(shown(&donor), (37, 37, 1300, 20, 10));
+    donor.handle(Event::Broke("it threw".into()));
+    assert_eq!(shown(&donor), (37, 37, 1300, 20, 10));
+
+    donor.handle(Event::Forget);
+    donor.handle(loaded());
+    donor.handle(Event::Said(Box::new(FromTab::Forgotten { disk_bytes: 1 })));
+    assert_eq!(shown(&donor), (0, 0, 0, 0, 0));
+    donor.handle(said(1, 8));
+    assert_eq!(shown(&donor), (1, 1, 8, 30, 5), "all but what crossed the network begins anew");
 }
 
 #[test]

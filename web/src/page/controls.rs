@@ -11,17 +11,18 @@ use crate::words;
 #[component]
 pub fn Controls(tab: Tab) -> impl IntoView {
     let settings = tab.settings;
-    let mut memory = MEMORY_CHOICES.to_vec();
-    memory.push(settings.with_untracked(|s| s.memory_bytes));
-    memory.sort_unstable();
-    memory.dedup();
-    let memory: Vec<_> = memory.into_iter().map(|choice| (choice, words::size(choice))).collect();
-    let none = |choice: u64, words_for_none: &str| match choice {
-        0 => (choice, words_for_none.to_owned()),
-        choice => (choice, words::size(choice)),
+    // What is offered, and what was chosen otherwise.
+    let choices = |offered: &[u64], read: fn(&Settings) -> u64, none: &str| -> Vec<_> {
+        let mut choices = offered.to_vec();
+        choices.push(settings.with_untracked(read));
+        choices.sort_unstable();
+        choices.dedup();
+        let words = |choice| if choice == 0 { none.to_owned() } else { words::size(choice) };
+        choices.into_iter().map(|choice| (choice, words(choice))).collect()
     };
-    let disk = DISK_CHOICES.map(|choice| none(choice, "nothing"));
-    let data = DATA_CHOICES.map(|choice| none(choice, "no cap"));
+    let memory = choices(&MEMORY_CHOICES, |s| s.memory_bytes, "nothing");
+    let disk = choices(&DISK_CHOICES, |s| s.disk_bytes, "nothing");
+    let data = choices(&DATA_CHOICES, |s| s.data_bytes, "no cap");
     let intensity = move || settings.with(|s| s.intensity_percent);
     view! {
         <details class="controls" id="controls">
@@ -48,9 +49,9 @@ pub fn Controls(tab: Tab) -> impl IntoView {
                 <Choice tab id="memory" label="Memory" why="Weights, cache and scratch, on the GPU or not."
                     choices=memory read=|s| s.memory_bytes write=|s, v| s.memory_bytes = v/>
                 <Choice tab id="disk" label="Disk" why="Layers kept for the next visit."
-                    choices=disk.to_vec() read=|s| s.disk_bytes write=|s, v| s.disk_bytes = v/>
+                    choices=disk read=|s| s.disk_bytes write=|s, v| s.disk_bytes = v/>
                 <Choice tab id="data" label="Data cap" why="Down and up together in this visit; then it stops."
-                    choices=data.to_vec() read=|s| s.data_bytes write=|s, v| s.data_bytes = v/>
+                    choices=data read=|s| s.data_bytes write=|s, v| s.data_bytes = v/>
                 <div class="field wide">
                     <label for="name">"Name"</label>
                     <input

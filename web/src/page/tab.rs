@@ -18,6 +18,7 @@ pub struct Tab {
     /// Whether the browser says if the machine is charging.
     pub battery_known: RwSignal<bool>,
     worker: StoredValue<Option<Worker>, LocalStorage>,
+    alarm: StoredValue<Option<Worker>, LocalStorage>,
     /// Counts the workers: what an ended one still says is not heard.
     spawned: StoredValue<u32>,
 }
@@ -32,6 +33,7 @@ impl Tab {
             settings: RwSignal::new(settings),
             battery_known: RwSignal::new(false),
             worker: StoredValue::new_local(None),
+            alarm: StoredValue::new_local(None),
             spawned: StoredValue::new(0),
         }
     }
@@ -47,13 +49,13 @@ impl Tab {
         browser::on(&document, "visibilitychange", move |_| {
             self.handle(Event::Visibility { hidden: browser::hidden() });
         });
-        for (target, event, frozen) in [
-            (document.as_ref(), "freeze", true),
-            (document.as_ref(), "resume", false),
-            (window.as_ref(), "pagehide", true),
-            (window.as_ref(), "pageshow", false),
+        for (target, event, what) in [
+            (document.as_ref(), "freeze", Event::Frozen(true)),
+            (document.as_ref(), "resume", Event::Frozen(false)),
+            (window.as_ref(), "pagehide", Event::Left(true)),
+            (window.as_ref(), "pageshow", Event::Left(false)),
         ] {
-            browser::on(target, event, move |_| self.handle(Event::Frozen(frozen)));
+            browser::on(target, event, move |_| self.handle(what.clone()));
         }
         let known = browser::watch_charging(move |charging| {
             self.battery_known.set(true);
@@ -79,6 +81,11 @@ impl Tab {
                 Effect::Post(message) => self.post(&message),
                 Effect::Terminate => self.terminate(),
                 Effect::Deadline(number) => {
+                    self.alarm.with_value(|alarm| {
+                        if let Some(alarm) = alarm {
+                            browser::set_alarm(alarm, number, PAUSE_MS_MAX);
+                        }
+                    });
                     browser::after(PAUSE_MS_MAX, move || self.handle(Event::Overdue(number)));
                 }
                 Effect::ForgetSettings => {
@@ -91,6 +98,10 @@ impl Tab {
     }
 
     fn spawn(self) {
+        if self.alarm.with_value(Option::is_none) {
+            let rang = move |number| self.handle(Event::Overdue(number));
+            self.alarm.set_value(browser::alarm(rang));
+        }
         if self.settings.with_untracked(|settings| settings.disk_bytes > 0) {
             browser::persist();
         }

@@ -195,6 +195,10 @@ fn score_keys(isa: Isa, query: &[f32], k: &[f32], start: usize, factor: f32, sco
     if isa.compiled() >= Isa::Simd128 {
         return super::wasm_attention::score_keys(query, k, start, factor, scores);
     }
+    #[cfg(target_arch = "aarch64")]
+    if isa >= Isa::Neon {
+        return super::neon_attention::score_keys(query, k, start, factor, scores);
+    }
     let _ = isa;
     let mut stripes = [[0.0f32; KEYS]; 16];
     for (i, q) in query.iter().enumerate() {
@@ -234,6 +238,10 @@ fn add_values(isa: Isa, p: &[f32], v: &[f32], out: &mut [f32]) {
     #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
     if isa.compiled() >= Isa::Simd128 {
         return super::wasm_attention::add_values(p, v, out);
+    }
+    #[cfg(target_arch = "aarch64")]
+    if isa >= Isa::Neon {
+        return super::neon_attention::add_values(p, v, out);
     }
     let _ = isa;
     let hd = out.len();

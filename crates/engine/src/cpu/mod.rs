@@ -14,6 +14,12 @@ mod avx512;
 mod avx512_attention;
 pub(crate) mod elementwise;
 pub(crate) mod formats;
+#[cfg(target_arch = "aarch64")]
+mod neon;
+#[cfg(target_arch = "aarch64")]
+mod neon_attention;
+#[cfg(target_arch = "aarch64")]
+mod neon_dots;
 mod portable;
 pub(crate) mod product;
 pub(crate) mod quants;
@@ -35,6 +41,10 @@ use quants::QuantBlock;
 pub enum Isa {
     /// Plain Rust, which the compiler vectorises as far as the target goes.
     Portable,
+    /// AArch64 with NEON, which all of them have.
+    Neon,
+    /// AArch64 with NEON and dot products (FEAT_DotProd).
+    NeonDot,
     /// x86-64 with AVX2 and F16C.
     Avx2,
     /// x86-64 with AVX-512 (F, BW, VL, VNNI).
@@ -61,6 +71,13 @@ impl Isa {
                 found.push(Isa::Avx512);
             }
         }
+        #[cfg(target_arch = "aarch64")]
+        {
+            found.push(Isa::Neon);
+            if std::arch::is_aarch64_feature_detected!("dotprod") {
+                found.push(Isa::NeonDot);
+            }
+        }
         // A module runs only where all that it was built with is there.
         if cfg!(all(target_arch = "wasm32", target_feature = "simd128")) {
             found.push(Isa::Simd128);
@@ -76,14 +93,14 @@ impl Isa {
         Isa::available().into_iter().max().unwrap_or(Isa::Portable)
     }
 
-    /// The instruction set that is used where this one is asked for: itself, but in a WASM
-    /// module for browsers, which is as small as can be and so has the fastest only. A
-    /// constant there, so that no other's kernels are compiled in.
+    /// The instruction set that is used where this one is asked for: itself, but in a module
+    /// for browsers, which is as small as can be and so has the fastest only. A constant
+    /// there, so that no other's kernels are compiled in.
+    #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
     #[inline(always)]
     pub(crate) fn compiled(self) -> Isa {
-        let simd = cfg!(all(target_arch = "wasm32", target_feature = "simd128"));
         match () {
-            () if !simd || cfg!(feature = "testing") => self,
+            () if cfg!(feature = "testing") => self,
             () if cfg!(target_feature = "relaxed-simd") => Isa::RelaxedSimd,
             () => Isa::Simd128,
         }
@@ -104,7 +121,15 @@ fn quantised<F: Format, const N: usize>(
         Isa::Avx2 => return unsafe { avx2::quantised::<F, N>(cells, columns) },
         // SAFETY: as above.
         Isa::Avx512 => return unsafe { avx512::quantised::<F, N>(cells, columns) },
-        Isa::Simd128 | Isa::RelaxedSimd => unreachable!("{isa:?} is WASM's"),
+        _ => unreachable!("{isa:?} is another processor's"),
+    }
+    #[cfg(target_arch = "aarch64")]
+    match isa {
+        Isa::Portable => {}
+        Isa::Neon => return neon::quantised::<F, N>(cells, columns),
+        // SAFETY: an Isa beyond Portable is used only where it was detected.
+        Isa::NeonDot => return unsafe { neon::quantised_dotprod::<F, N>(cells, columns) },
+        _ => unreachable!("{isa:?} is another processor's"),
     }
     let _ = isa;
     portable::quantised::<F, N>(cells, columns)
@@ -180,6 +205,10 @@ impl Element for u16 {
         if isa.compiled() >= Isa::Simd128 {
             return wasm_attention::narrow_f16(from, to);
         }
+        #[cfg(target_arch = "aarch64")]
+        if isa >= Isa::Neon {
+            return neon_attention::narrow_f16(from, to);
+        }
         let _ = isa;
         for (t, &f) in to.iter_mut().zip(from) {
             *t = numerics::f16::f32_to_f16(f)?;
@@ -209,6 +238,10 @@ pub(crate) fn widen_f16(isa: Isa, from: &[u16], to: &mut [f32]) {
     #[cfg(all(target_arch = "wasm32", target_feature = "simd128"))]
     if isa.compiled() >= Isa::Simd128 {
         return wasm_attention::widen_f16(from, to);
+    }
+    #[cfg(target_arch = "aarch64")]
+    if isa >= Isa::Neon {
+        return neon_attention::widen_f16(from, to);
     }
     let _ = isa;
     for (t, &f) in to.iter_mut().zip(from) {

@@ -33,7 +33,8 @@ pub struct GpuBenchmark {
     pub readback_ms_p50: f64,
     /// The same, 95th percentile.
     pub readback_ms_p95: f64,
-    /// Memory that was really allocated and read back, bytes.
+    /// Memory that was really allocated and read back, bytes, less [`scratch_reserve`]: what
+    /// weights and KV caches may take.
     pub memory_bytes: u64,
     /// How long all of it took, ms.
     pub took_ms: f64,
@@ -76,6 +77,12 @@ const CHOICE_MATRICES: usize = 4;
 /// Rows of a matrix and of a step, for a variant's prefill.
 const CHOICE_ROWS: u32 = 256;
 const CHOICE_PREFILL_ROWS: u32 = 32;
+/// Times that variants take turns, at most and at least.
+const CHOICE_ROUNDS: u32 = 6;
+const CHOICE_ROUNDS_MIN: u32 = 2;
+/// So many dispatches of a variant as take this long, ms, at most so many.
+const CHOICE_MS: f64 = 3.0;
+const CHOICE_DISPATCHES_MAX: usize = 512;
 /// Each byte of them: scales and mins of 0.065 as f16, quants of 12 and 2 by turns.
 const FILL: u8 = 0x2c;
 /// The mean weight that makes, d·7 + m.
@@ -95,6 +102,21 @@ const LARGER: usize = 4;
 /// Samples of each work; the fastest counts.
 const SAMPLES: usize = 5;
 
+/// The most that is set aside for scratch, bytes: shards of a model 4096 wide need so much
+/// ([`super::GpuShard::scratch_bytes`]).
+const SCRATCH_BYTES_MAX: u64 = 192 << 20;
+/// Of little memory this part: what holds few layers holds those of a small model.
+const SCRATCH_SHARE: u64 = 8;
+/// What a scheduler counts by itself for a shard's scratch, bytes.
+const SCRATCH_BYTES_COUNTED: u64 = 8 << 20;
+
+/// What is to be set aside of a device's memory, bytes, for what shards need besides weights
+/// and KV caches and a fleet does not count.
+pub fn scratch_reserve(memory_bytes: u64) -> u64 {
+    let needed = (memory_bytes / SCRATCH_SHARE).min(SCRATCH_BYTES_MAX);
+    needed.saturating_sub(SCRATCH_BYTES_COUNTED)
+}
+
 /// Measures a device. `clock` gives milliseconds from any start. Each part keeps to its share
 /// of `budget_ms` once it has one sample; what the device failed at stays 0.
 pub async fn benchmark(gpu: &Gpu, budget_ms: f64, clock: impl Fn() -> f64) -> GpuBenchmark {
@@ -106,7 +128,8 @@ pub async fn benchmark(gpu: &Gpu, budget_ms: f64, clock: impl Fn() -> f64) -> Gp
     }
     // A failure leaves the rest at 0; whoever asked looks at `Gpu::lost`.
     let _ = kernels(gpu, &clock, &until, &mut found).await;
-    found.memory_bytes = memory_bytes(gpu, &clock, until(1.0)).await;
+    let memory = memory_bytes(gpu, &clock, until(1.0)).await;
+    found.memory_bytes = memory - scratch_reserve(memory);
     found.took_ms = clock() - start;
     found
 }
@@ -187,22 +210,51 @@ impl<'a> Lab<'a> {
         Some(lab)
     }
 
-    /// One row's product with these kernels, and one row's share of a prefill, ms.
+    /// What a token costs with each of these kernels, ms: one row's product and a row's share
+    /// of a prefill's. The way there and back counts a little, the same for all. They take
+    /// turns, and the fastest of a few rounds counts: a machine that does something else in
+    /// between is no reason against the one whose turn it is.
     pub(super) async fn token_ms(
         &mut self,
-        kernels: &Kernels,
+        all: &[Kernels],
         clock: &impl Fn() -> f64,
         until: f64,
-    ) -> Option<f64> {
-        self.kernels = kernels.for_shapes(shapes_of(self.side));
-        let half = clock() + (until - clock()) / 2.0;
-        self.step(1);
-        let decode = self.slope_ms(&self.products(), clock, half).await?;
-        let part = [self.product(&self.matrix(0, CHOICE_ROWS))];
-        self.step(CHOICE_PREFILL_ROWS);
-        let prefill = self.slope_ms(&part, clock, until).await?;
-        let parts = f64::from(self.side / CHOICE_ROWS);
-        Some(decode + prefill * parts / f64::from(CHOICE_PREFILL_ROWS))
+    ) -> Option<Vec<f64>> {
+        let mut ops = Vec::new();
+        for kernels in all {
+            self.kernels = kernels.for_shapes(shapes_of(self.side));
+            ops.push((self.products(), [self.product(&self.matrix(0, CHOICE_ROWS))]));
+        }
+        let mut dispatches = 1;
+        let mut best = vec![(f64::MAX, f64::MAX); all.len()];
+        for round in 0..=CHOICE_ROUNDS {
+            if round > CHOICE_ROUNDS_MIN && clock() > until {
+                break;
+            }
+            self.step(1);
+            for (i, (products, _)) in ops.iter().enumerate() {
+                let took = self.once_ms(products, dispatches, clock).await?;
+                best[i].0 = best[i].0.min(took);
+            }
+            self.step(CHOICE_PREFILL_ROWS);
+            for (i, (_, part)) in ops.iter().enumerate() {
+                let took = self.once_ms(part, 1, clock).await?;
+                best[i].1 = best[i].1.min(took);
+            }
+            if round == 0 {
+                // The first use of a kernel is slow, and does not count. As many dispatches
+                // from now on as a device can be told from another by.
+                self.step(1);
+                while dispatches < CHOICE_DISPATCHES_MAX
+                    && self.once_ms(&ops[0].0, dispatches, clock).await? < CHOICE_MS
+                {
+                    dispatches *= 2;
+                }
+                best.fill((f64::MAX, f64::MAX));
+            }
+        }
+        let share = f64::from(self.side / CHOICE_ROWS) / f64::from(CHOICE_PREFILL_ROWS);
+        Some(best.iter().map(|(one, many)| one / dispatches as f64 + many * share).collect())
     }
 
     /// Whether a matrix is too small to keep the device busy.

@@ -71,7 +71,7 @@ impl<'a> Allocator<'a> {
         usage: wgpu::BufferUsages,
     ) -> Result<wgpu::Buffer, LoadError> {
         let device = &self.handle.device;
-        let bytes = bytes.max(1).next_multiple_of(GRAIN);
+        let bytes = bytes_of(bytes);
         let max = binding_bytes_max(&device.limits());
         if bytes > max {
             let reason = format!("a buffer there has at most {max}");
@@ -108,6 +108,11 @@ impl<'a> Allocator<'a> {
             None => Ok(self.owned),
         }
     }
+}
+
+/// What a buffer for so many bytes has.
+pub(crate) fn bytes_of(bytes: u64) -> u64 {
+    bytes.max(1).next_multiple_of(GRAIN)
 }
 
 /// The most that a kernel can see of one buffer, bytes.

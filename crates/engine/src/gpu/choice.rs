@@ -9,7 +9,7 @@ use super::error::GpuError;
 use super::handle::Handle;
 use super::kernels::{Kernels, Variant, self_test};
 
-/// What timing all variants may take, ms; each has one sample at least.
+/// No further round of timing begins after this, ms.
 const TIMING_MS: f64 = 200.0;
 /// A variant has to take so much less than [`Variant::Base`]: less than that is noise.
 const FASTER: f64 = 0.97;
@@ -88,18 +88,12 @@ fn fastest(ms: &[f64]) -> usize {
     better.min_by(|&a, &b| ms[a].total_cmp(&ms[b])).unwrap_or(0)
 }
 
-/// What a token costs with each of these, ms: one row's product and a row's share of a
-/// prefill's. `None` if there is no room for it, or the device fails.
+/// What a token costs with each of these, ms; `None` if there is no room to try, or the device
+/// fails.
 async fn time(handle: &Handle, all: &[Kernels]) -> Option<Vec<f64>> {
     let start = Instant::now();
     let clock = || start.elapsed().as_secs_f64() * 1e3;
-    let mut lab = Lab::for_choice(handle, &all[0], &clock).await?;
-    let mut times = Vec::new();
-    for (i, kernels) in all.iter().enumerate() {
-        let until = TIMING_MS * (i + 1) as f64 / all.len() as f64;
-        times.push(lab.token_ms(kernels, &clock, until).await?);
-    }
-    Some(times)
+    Lab::for_choice(handle, &all[0], &clock).await?.token_ms(all, &clock, TIMING_MS).await
 }
 
 #[cfg(test)]

@@ -31,8 +31,7 @@ impl KvPages {
         pages_max: u32,
         allocator: &mut Allocator<'_>,
     ) -> Result<KvPages, LoadError> {
-        let position = u64::from(shapes.kv_heads) * u64::from(shapes.head_dim) * 2 * 2;
-        let page_bytes = position * PAGE_POSITIONS as u64;
+        let page_bytes = KvPages::page_bytes(shapes);
         let bytes = page_bytes * u64::from(pages_max);
         let buffer =
             |layer| allocator.storage(&format!("{pages_max} KV pages, layer {layer}"), bytes);
@@ -42,6 +41,12 @@ impl KvPages {
             _ => Some(allocator.storage("a KV page", page_bytes)?),
         };
         Ok(KvPages { layers, page_bytes, bounce })
+    }
+
+    /// Bytes of one page of one layer.
+    pub(crate) fn page_bytes(shapes: &Shapes) -> u64 {
+        let position = u64::from(shapes.kv_heads) * u64::from(shapes.head_dim) * 2 * 2;
+        position * PAGE_POSITIONS as u64
     }
 
     /// Copies pages of the layers `layers`, one after the other.

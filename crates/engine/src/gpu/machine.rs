@@ -117,13 +117,10 @@ impl Room {
             return Err(LoadError::Manifest(reason));
         }
         let kv = KvPages::allocate(&shapes, weights.layers.len(), kv_pages_max, allocator)?;
-        let has_layers = !weights.layers.is_empty();
-        let pages = if has_layers { kv_pages_max } else { 0 };
-        let logits_bytes = 4 * u64::from(row_stride(shapes.vocab));
-        let kept_max = (LOGITS_BYTES_MAX / logits_bytes).clamp(1, u64::from(PASS_ROWS_MAX)) as u32;
-        let has_head = weights.head.is_some();
-        let scratch = allocate_scratch(&shapes, pages, has_layers, has_head, kept_max, allocator)?;
-        Ok(Room { kernels, kv, scratch, kept_max })
+        let (layers, head) = (!weights.layers.is_empty(), weights.head.is_some());
+        let holds = Holds { layers, head, kv_pages: kv_pages_max };
+        let scratch = allocate_scratch(&shapes, &holds, allocator)?;
+        Ok(Room { kernels, kv, scratch, kept_max: kept_max(&shapes) })
     }
 }
 
@@ -368,39 +365,70 @@ fn shapes(manifest: &Manifest) -> Shapes {
     Shapes { d_model, heads, kv_heads, head_dim, d_ff, vocab, pairs, rms_eps }
 }
 
-/// The buffers that rows go through; what a shard has no use for is as small as can be.
-fn allocate_scratch(
-    shapes: &Shapes,
+/// Rows of a pass that want logits, at most.
+fn kept_max(shapes: &Shapes) -> u32 {
+    let logits_bytes = 4 * u64::from(row_stride(shapes.vocab));
+    (LOGITS_BYTES_MAX / logits_bytes).clamp(1, u64::from(PASS_ROWS_MAX)) as u32
+}
+
+/// What a shard holds, as far as its scratch depends on it.
+struct Holds {
+    layers: bool,
+    head: bool,
     kv_pages: u32,
-    has_layers: bool,
-    has_head: bool,
-    kept_max: u32,
-    allocator: &mut Allocator<'_>,
-) -> Result<Scratch, LoadError> {
-    let mut rows_of = |what: &str, rows: u32, width: u32, is_used: bool| {
-        let bytes = 4 * u64::from(rows) * u64::from(row_stride(width));
-        allocator.storage(what, if is_used { bytes } else { 0 })
+}
+
+/// Names and bytes of the buffers that rows go through, in the order of [`Scratch`]'s fields;
+/// what a shard has no use for is as small as can be.
+fn scratch_sizes(shapes: &Shapes, holds: &Holds) -> [(&'static str, u64); 11] {
+    let rows_of = |rows: u32, width: u32, is_used: bool| {
+        if is_used { 4 * u64::from(rows) * u64::from(row_stride(width)) } else { 0 }
     };
+    let &Holds { layers, head, kv_pages } = holds;
     let rows = PASS_ROWS_MAX;
     let (query, kv) = (shapes.heads * shapes.head_dim, shapes.kv_heads * shapes.head_dim);
-    let hidden = rows_of("hidden states", rows, shapes.d_model, true)?;
-    let normed = rows_of("normed states", rows, shapes.d_model, has_layers || has_head)?;
-    let [q, mixed] =
-        [rows_of("queries", rows, query, has_layers)?, rows_of("mixed", rows, query, has_layers)?];
-    let [key, value] =
-        [rows_of("keys", rows, kv, has_layers)?, rows_of("values", rows, kv, has_layers)?];
-    let [gate, up] = [
-        rows_of("gate", rows, shapes.d_ff, has_layers)?,
-        rows_of("up", rows, shapes.d_ff, has_layers)?,
-    ];
-    let logits = rows_of("logits", kept_max, shapes.vocab, has_head)?;
-    let keys_max = kv_pages.saturating_mul(PAGE_POSITIONS as u32).min(POSITIONS_MAX);
-    let partials = allocator.storage("attention's splits", partials_bytes(shapes, keys_max))?;
+    let pages = if layers { kv_pages } else { 0 };
+    let keys_max = pages.saturating_mul(PAGE_POSITIONS as u32).min(POSITIONS_MAX);
     // The rows of a pass may all be of different sessions, or share one of any length.
     let entries = rows.saturating_mul(keys_max.div_ceil(PAGE_POSITIONS as u32) + 1);
-    let step_bytes = StepData::bytes_max(rows, entries, shapes.head_dim);
-    let step = allocator.storage("step", step_bytes)?;
-    Ok(Scratch { hidden, normed, query: q, key, value, mixed, gate, up, logits, partials, step })
+    [
+        ("hidden states", rows_of(rows, shapes.d_model, true)),
+        ("normed states", rows_of(rows, shapes.d_model, layers || head)),
+        ("queries", rows_of(rows, query, layers)),
+        ("keys", rows_of(rows, kv, layers)),
+        ("values", rows_of(rows, kv, layers)),
+        ("mixed", rows_of(rows, query, layers)),
+        ("gate", rows_of(rows, shapes.d_ff, layers)),
+        ("up", rows_of(rows, shapes.d_ff, layers)),
+        ("logits", rows_of(kept_max(shapes), shapes.vocab, head)),
+        ("attention's splits", partials_bytes(shapes, keys_max)),
+        ("step", StepData::bytes_max(rows, entries, shapes.head_dim)),
+    ]
+}
+
+/// See [`super::GpuShard::scratch_bytes`].
+pub(crate) fn scratch_bytes(manifest: &Manifest, span: &Range<u32>, kv_pages: u32) -> u64 {
+    let shapes = shapes(manifest);
+    let head_part = manifest.head_part();
+    let layers = span.start.max(1) < span.end.min(head_part);
+    let holds = Holds { layers, head: span.contains(&head_part), kv_pages };
+    let page = if layers { KvPages::page_bytes(&shapes) } else { 0 };
+    let sizes = scratch_sizes(&shapes, &holds);
+    sizes.iter().map(|&(_, bytes)| super::buffers::bytes_of(bytes)).sum::<u64>() + page
+}
+
+fn allocate_scratch(
+    shapes: &Shapes,
+    holds: &Holds,
+    allocator: &mut Allocator<'_>,
+) -> Result<Scratch, LoadError> {
+    let mut made = Vec::new();
+    for (what, bytes) in scratch_sizes(shapes, holds) {
+        made.push(allocator.storage(what, bytes)?);
+    }
+    let made: [wgpu::Buffer; 11] = made.try_into().expect("one for each size");
+    let [hidden, normed, query, key, value, mixed, gate, up, logits, partials, step] = made;
+    Ok(Scratch { hidden, normed, query, key, value, mixed, gate, up, logits, partials, step })
 }
 
 /// What a pass is, for the kernels.

@@ -28,7 +28,7 @@ mod upload;
 mod wait;
 mod weights;
 
-pub use benchmark::{GpuBenchmark, benchmark};
+pub use benchmark::{GpuBenchmark, benchmark, scratch_reserve};
 pub use device::{AdapterDescription, Gpu, GpuChoice, GpuInfo, RejectedVariant};
 pub use error::GpuError;
 pub use shard::{GpuLimits, GpuShard};

@@ -52,6 +52,10 @@ impl Readback {
         let Pending { buffer, bytes, mapped } = pending;
         let failed = |what: String, handle: &Handle| handle.lost().unwrap_or(what);
         match mapped.await {
+            // What a lost device still hands over need not be what was computed.
+            Some(Ok(())) if self.handle.lost().is_some() => {
+                return Err(failed(String::new(), &self.handle));
+            }
             Some(Ok(())) => {}
             Some(Err(error)) => return Err(failed(error.to_string(), &self.handle)),
             None => return Err(failed("it never answered".to_owned(), &self.handle)),

@@ -12,7 +12,7 @@ use crate::weights::check_manifest;
 
 use super::buffers::{Allocator, binding_bytes_max};
 use super::device::Gpu;
-use super::machine::{Machine, Room};
+use super::machine::{Machine, Room, scratch_bytes};
 use super::upload::Upload;
 use super::weights::Weights;
 
@@ -157,6 +157,12 @@ impl GpuShard {
     /// Bytes on the device: weights, KV cache and scratch.
     pub fn device_bytes(&self) -> u64 {
         self.machine.device_bytes()
+    }
+
+    /// Bytes that a shard of the parts `span` of a checked manifest needs besides its weights
+    /// and its KV cache: what the rows of a pass go through.
+    pub fn scratch_bytes(manifest: &Manifest, span: &Range<u32>, limits: GpuLimits) -> u64 {
+        scratch_bytes(manifest, span, limits.kv_pages_max)
     }
 
     /// The dispatches of one pass of `rows` rows, the last of which wants logits, through

@@ -2,7 +2,9 @@
 //!
 //! In a browser callbacks come from the event loop. Natively they come only while somebody
 //! polls the device, so there the future polls it, and sleeps in that poll for a while: any
-//! executor will do, [`block_on`] too, but one thread waits for one device.
+//! executor will do, [`block_on`] too, but one thread waits for one device. The first poll only
+//! looks: who has other things to look at does so before this sleeps, and a future of work that
+//! was just submitted is always pending once, on the fastest device too.
 
 use std::pin::Pin;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -28,12 +30,20 @@ pub(crate) struct Sender<T>(Arc<Mutex<State<T>>>);
 pub(crate) struct Receiver<T> {
     state: Arc<Mutex<State<T>>>,
     handle: Handle,
+    #[cfg(not(target_arch = "wasm32"))]
+    was_polled: bool,
 }
 
 /// A pair for one value.
 pub(crate) fn channel<T>(handle: &Handle) -> (Sender<T>, Receiver<T>) {
     let state = Arc::new(Mutex::new(State { value: None, waker: None, is_sent: false }));
-    (Sender(state.clone()), Receiver { state, handle: handle.clone() })
+    let receiver = Receiver {
+        state: state.clone(),
+        handle: handle.clone(),
+        #[cfg(not(target_arch = "wasm32"))]
+        was_polled: false,
+    };
+    (Sender(state), receiver)
 }
 
 fn lock<T>(state: &Mutex<State<T>>) -> std::sync::MutexGuard<'_, State<T>> {
@@ -70,28 +80,31 @@ impl<T> Future for Receiver<T> {
     type Output = Option<T>;
 
     fn poll(self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<Option<T>> {
-        if let Some(value) = self.look() {
+        let this = self.get_mut();
+        if let Some(value) = this.look() {
             return Poll::Ready(value);
         }
         #[cfg(not(target_arch = "wasm32"))]
         {
-            self.handle.poll(POLL_MAX);
-            if let Some(value) = self.look() {
+            if std::mem::replace(&mut this.was_polled, true) {
+                this.handle.poll(POLL_MAX);
+            }
+            if let Some(value) = this.look() {
                 return Poll::Ready(value);
             }
-            if self.handle.lost().is_some() {
+            if this.handle.lost().is_some() {
                 return Poll::Ready(None);
             }
             context.waker().wake_by_ref();
         }
         #[cfg(target_arch = "wasm32")]
         {
-            if self.handle.lost().is_some() {
+            if this.handle.lost().is_some() {
                 return Poll::Ready(None);
             }
-            let mut state = lock(&self.state);
+            let mut state = lock(&this.state);
             state.waker = Some(context.waker().clone());
-            self.handle.wake_when_lost(context.waker());
+            this.handle.wake_when_lost(context.waker());
         }
         Poll::Pending
     }

@@ -1,7 +1,7 @@
 //! Products with the weights, alone and fused with what follows them.
 
 use model::manifest::RopePairs;
-use shaders::{gate_up, matmul, matvec, qkv, rope_append, swiglu};
+use shaders::{Kernel, gate_up, matmul, matvec, qkv, rope_append, swiglu};
 
 use super::op::{Dispatch, Groups, Op, Way};
 use super::types::{Epilogue, GpuMatrix, GpuVector, Rows, Scratch, Variant, row_stride};
@@ -13,6 +13,14 @@ const THREADS: u32 = 64;
 const QUADS: u32 = matvec::TILE_ROWS / 4;
 /// Rows up to which columns go one by one, then four share the weights.
 const COLUMNS: [(u32, u32); 2] = [(1, 1), (MATVEC_ROWS_MAX, matvec::COLUMNS_MAX)];
+
+/// A kernel of few rows, whose lanes are added up.
+#[derive(Clone, Copy)]
+enum Lanes {
+    Matvec,
+    Qkv,
+    GateUp,
+}
 
 fn epilogue_number(epilogue: &Epilogue) -> u32 {
     match epilogue {
@@ -42,7 +50,9 @@ impl Kernels {
             })
             .collect();
         ways.push(any_shape(match self.variant {
-            Variant::Base => self.matmul(matrix, x, y, epilogue, rows, scratch),
+            Variant::Base | Variant::Subgroups => {
+                self.matmul(matrix, x, y, epilogue, rows, scratch)
+            }
             Variant::Serial => {
                 self.matvec(matrix, x, y, epilogue, rows, matvec::COLUMNS_MAX, scratch)
             }
@@ -81,14 +91,15 @@ impl Kernels {
                 bias_at,
             };
             self.dispatch(
-                &matvec::KERNEL,
-                &[
-                    (matvec::overrides::LAYOUT, layout_number(matrix.layout)),
-                    (matvec::overrides::EPILOGUE, epilogue_number(epilogue)),
-                    (matvec::overrides::ROWS_AT, u32::from(rows == Rows::Kept)),
-                    (matvec::overrides::COLUMNS, columns),
-                    (matvec::overrides::THREADS, self.variant.lane_threads()),
-                ],
+                self.lane_kernel(Lanes::Matvec),
+                &self.lane_choice(
+                    columns,
+                    &[
+                        (matvec::overrides::LAYOUT, layout_number(matrix.layout)),
+                        (matvec::overrides::EPILOGUE, epilogue_number(epilogue)),
+                        (matvec::overrides::ROWS_AT, u32::from(rows == Rows::Kept)),
+                    ],
+                ),
                 &params.bytes(),
                 &[
                     (matvec::bindings::STEP, scratch.step.as_entire_binding()),
@@ -164,9 +175,41 @@ impl Kernels {
     /// or one per row quad.
     fn lane_groups(&self, units: u32) -> u32 {
         match self.variant {
-            Variant::Base => units,
+            Variant::Base | Variant::Subgroups => units,
             Variant::Serial => units.div_ceil(self.variant.lane_threads() / QUADS),
         }
+    }
+
+    /// The text of a kernel whose lanes come together as the variant has it. All texts of one
+    /// have the same bindings and parameters.
+    fn lane_kernel(&self, kernel: Lanes) -> &'static Kernel {
+        #[cfg(not(target_arch = "wasm32"))]
+        if self.variant == Variant::Subgroups {
+            return match kernel {
+                Lanes::Matvec => &shaders::matvec_subgroups::KERNEL,
+                Lanes::Qkv => &shaders::qkv_subgroups::KERNEL,
+                Lanes::GateUp => &shaders::gate_up_subgroups::KERNEL,
+            };
+        }
+        match kernel {
+            Lanes::Matvec => &matvec::KERNEL,
+            Lanes::Qkv => &qkv::KERNEL,
+            Lanes::GateUp => &gate_up::KERNEL,
+        }
+    }
+
+    /// Its overrides: those of its own, and those of its lanes.
+    fn lane_choice(&self, columns: u32, own: &[(&'static str, u32)]) -> Vec<(&'static str, u32)> {
+        let mut choice = own.to_vec();
+        choice.push((matvec::overrides::COLUMNS, columns));
+        choice.push((matvec::overrides::THREADS, self.variant.lane_threads()));
+        #[cfg(not(target_arch = "wasm32"))]
+        if self.variant == Variant::Subgroups {
+            let smallest = self.pipelines.device().adapter_info().subgroup_min_size;
+            let is_enough = u32::from(smallest >= matvec::LANES);
+            choice.push((shaders::matvec_subgroups::overrides::IN_SUBGROUP, is_enough));
+        }
+        choice
     }
 
     /// q, k and v of `normed`, plus biases, rotated; the query into `query`, key and value
@@ -207,7 +250,9 @@ impl Kernels {
                 let columns = Some(qkv::COLUMNS_MAX);
                 self.separate_qkv([q, k, v], biases, kv, columns, scratch)
             }
-            (Variant::Base, _) => self.separate_qkv([q, k, v], biases, kv, None, scratch),
+            (Variant::Base | Variant::Subgroups, _) => {
+                self.separate_qkv([q, k, v], biases, kv, None, scratch)
+            }
         }));
         Op { rows: Rows::All, ways }
     }
@@ -276,16 +321,17 @@ impl Kernels {
             RopePairs::HalfSplit => (qkv::HALF_SPLIT, 2),
         };
         self.dispatch(
-            &qkv::KERNEL,
-            &[
-                (qkv::overrides::LAYOUT, layout_number(q.layout)),
-                (qkv::overrides::LAYOUT_K, layout_number(k.layout)),
-                (qkv::overrides::LAYOUT_V, layout_number(v.layout)),
-                (qkv::overrides::PAIRS, pairs),
-                (qkv::overrides::BIASED, u32::from(biases.is_some())),
-                (qkv::overrides::COLUMNS, columns),
-                (qkv::overrides::THREADS, self.variant.lane_threads()),
-            ],
+            self.lane_kernel(Lanes::Qkv),
+            &self.lane_choice(
+                columns,
+                &[
+                    (qkv::overrides::LAYOUT, layout_number(q.layout)),
+                    (qkv::overrides::LAYOUT_K, layout_number(k.layout)),
+                    (qkv::overrides::LAYOUT_V, layout_number(v.layout)),
+                    (qkv::overrides::PAIRS, pairs),
+                    (qkv::overrides::BIASED, u32::from(biases.is_some())),
+                ],
+            ),
             &params.bytes(),
             &[
                 (qkv::bindings::STEP, scratch.step.as_entire_binding()),
@@ -348,7 +394,7 @@ impl Kernels {
             })
             .collect();
         ways.push(any_shape(match self.variant {
-            Variant::Base => self.separate_gate_up(gate, up, scratch),
+            Variant::Base | Variant::Subgroups => self.separate_gate_up(gate, up, scratch),
             Variant::Serial => self.fused_gate_up(gate, up, matvec::COLUMNS_MAX, scratch),
         }));
         Op { rows: Rows::All, ways }
@@ -409,13 +455,14 @@ impl Kernels {
                 y_stride: row_stride(gate.rows),
             };
             self.dispatch(
-                &gate_up::KERNEL,
-                &[
-                    (gate_up::overrides::LAYOUT, layout_number(gate.layout)),
-                    (gate_up::overrides::LAYOUT_UP, layout_number(up.layout)),
-                    (gate_up::overrides::COLUMNS, columns),
-                    (gate_up::overrides::THREADS, self.variant.lane_threads()),
-                ],
+                self.lane_kernel(Lanes::GateUp),
+                &self.lane_choice(
+                    columns,
+                    &[
+                        (gate_up::overrides::LAYOUT, layout_number(gate.layout)),
+                        (gate_up::overrides::LAYOUT_UP, layout_number(up.layout)),
+                    ],
+                ),
                 &params.bytes(),
                 &[
                     (gate_up::bindings::STEP, scratch.step.as_entire_binding()),

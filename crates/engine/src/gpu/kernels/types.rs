@@ -102,21 +102,27 @@ pub enum Variant {
     /// f32, no optional feature, 16 KiB of workgroup memory, 256 invocations: runs on
     /// everything that has WebGPU.
     Base,
-    /// The same for adapters that compute on the CPU: an invocation adds up rows by itself,
-    /// without workgroup memory or waiting, for any number of columns. The results are those of `Base`, to the bit.
+    /// Few rows' products add up their lanes through subgroups, of any size from 4 on, and
+    /// without waiting where all have 16 invocations. The results are those of `Base`, to the
+    /// bit. Not in a browser: wgpu's WebGPU backend has no name for that feature.
+    Subgroups,
+    /// `Base` for adapters that compute on the CPU: an invocation adds up rows by itself,
+    /// without workgroup memory or waiting, for any number of columns. The results are those
+    /// of `Base`, to the bit.
     Serial,
 }
 
 impl Variant {
     /// All.
-    pub const ALL: [Variant; 2] = [Variant::Base, Variant::Serial];
+    pub const ALL: [Variant; 3] = [Variant::Base, Variant::Subgroups, Variant::Serial];
     /// What they need of a device beyond every WebGPU, where it has it.
-    pub const FEATURES: wgpu::Features = wgpu::Features::empty();
+    pub const FEATURES: wgpu::Features = wgpu::Features::SUBGROUP;
 
     /// Its name, for people.
     pub const fn name(self) -> &'static str {
         match self {
             Variant::Base => "base",
+            Variant::Subgroups => "subgroups",
             Variant::Serial => "serial",
         }
     }
@@ -124,7 +130,7 @@ impl Variant {
     /// Invocations of a workgroup of the matrix-vector kernels.
     pub(super) const fn lane_threads(self) -> u32 {
         match self {
-            Variant::Base => 64,
+            Variant::Base | Variant::Subgroups => 64,
             Variant::Serial => 8,
         }
     }
@@ -134,6 +140,12 @@ impl Variant {
         let device_type = device.adapter_info().device_type;
         if self == Variant::Serial && device_type != wgpu::DeviceType::Cpu {
             return Some("it is for adapters that compute on the CPU".to_owned());
+        }
+        if self == Variant::Subgroups && !device.features().contains(wgpu::Features::SUBGROUP) {
+            return Some(match cfg!(target_arch = "wasm32") {
+                true => "wgpu does not offer subgroups in browsers".to_owned(),
+                false => "the adapter has no subgroups".to_owned(),
+            });
         }
         let limits = device.limits();
         let needs = [
