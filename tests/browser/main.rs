@@ -7,12 +7,16 @@
 
 #![cfg(unix)]
 
+mod between;
 mod chrome;
 #[path = "../e2e/harness/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the other tests use the rest")]
 mod harness;
 mod lent;
+mod life;
 mod looks;
+mod lost;
 mod manners;
 mod mixed;
 mod serving;
+mod storage;
