@@ -18,5 +18,6 @@ mod looks;
 mod lost;
 mod manners;
 mod mixed;
+mod rates;
 mod serving;
 mod storage;
