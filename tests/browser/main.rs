@@ -7,6 +7,7 @@
 
 #![cfg(unix)]
 
+mod altered;
 mod between;
 mod chrome;
 #[path = "../e2e/harness/mod.rs"]
@@ -21,3 +22,4 @@ mod mixed;
 mod rates;
 mod serving;
 mod storage;
+mod threads;
