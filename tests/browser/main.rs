@@ -13,6 +13,7 @@ mod chrome;
 #[path = "../e2e/harness/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the other tests use the rest")]
 mod harness;
+mod kernels;
 mod lent;
 mod life;
 mod looks;
