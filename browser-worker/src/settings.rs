@@ -86,6 +86,13 @@ impl Room {
     }
 }
 
+/// What of `lent` bytes the coordinator may fill where so many helpers have copies of their
+/// shares of the weights: with T threads all weights are there once, and (T − 1)/T of them again.
+pub fn without_copies(lent: u64, helpers: usize) -> u64 {
+    let threads = helpers as u128 + 1;
+    (u128::from(lent) * threads / (2 * threads - 1)) as u64
+}
+
 /// The worker's name for people.
 pub fn name(settings: &TabSettings) -> String {
     match settings.name.trim() {
@@ -161,6 +168,16 @@ pub(crate) mod tests {
         assert_eq!(room.lent(&other, gpu), (4 << 30, None));
         assert!((0..9).all(|_| room.less(&other, gpu)), "to 8 MiB");
         assert!(!room.less(&other, gpu));
+    }
+
+    #[test]
+    fn copies_of_helpers_lie_within_what_is_lent() {
+        assert_eq!(without_copies(1500, 0), 1500);
+        for helpers in 1..8 {
+            let once = without_copies(1500, helpers);
+            let copies = once * helpers as u64 / (helpers as u64 + 1);
+            assert!((1495..=1500).contains(&(once + copies)), "{helpers} helpers: {once}");
+        }
     }
 
     #[test]

@@ -54,6 +54,11 @@ pub struct Window(String);
 impl Chrome {
     /// Starts one for this test.
     pub async fn start(test: &str) -> Chrome {
+        Chrome::start_with(test, &[]).await
+    }
+
+    /// The same with further flags.
+    pub async fn start_with(test: &str, more: &[&str]) -> Chrome {
         let profile = Scratch::new(&format!("{test}-profile"));
         let mut command = Command::new("chromedriver");
         command.arg("--port=0").env("HOME", profile.path("."));
@@ -61,7 +66,8 @@ impl Chrome {
         let line = driver.line_with("started successfully on port").await;
         let port = line.trim_end_matches('.').rsplit(' ').next().expect("a port").to_owned();
         let http = Client::builder().no_proxy().timeout(2 * WAIT_MAX).build().expect("a client");
-        let mut flags: Vec<String> = FLAGS.iter().map(|flag| (*flag).to_owned()).collect();
+        let mut flags: Vec<String> =
+            FLAGS.iter().chain(more).map(|flag| (*flag).to_owned()).collect();
         flags.push(format!("--user-data-dir={}", profile.path("profile").display()));
         let mut options = json!({"args": flags});
         if let Some(binary) = binary() {
@@ -166,6 +172,12 @@ impl Chrome {
     /// A command of the DevTools protocol.
     pub async fn devtools(&self, command: &str, parameters: &Value) -> Value {
         self.post("/goog/cdp/execute", &json!({"cmd": command, "params": parameters})).await
+    }
+
+    /// Has a script run in every page of the present tab from now on, before the page's own.
+    pub async fn before_each_page(&self, script: &str) {
+        let source = json!({"source": script});
+        self.devtools("Page.addScriptToEvaluateOnNewDocument", &source).await;
     }
 
     /// Saves what can be seen of the whole page, under the target folder, for people to look at.

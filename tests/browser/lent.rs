@@ -35,7 +35,7 @@ pub fn tiny_model() -> TinyModel {
 pub struct Lent {
     pub coordinator: Coordinator,
     pub chrome: Chrome,
-    _files: Scratch,
+    files: Scratch,
 }
 
 impl Lent {
@@ -54,14 +54,46 @@ impl Lent {
 
     /// With the default model.
     pub async fn start_real(test: &str) -> Lent {
+        Lent::start_real_with(test, &["--embedded", "ends"]).await
+    }
+
+    /// With the default model and these flags of the coordinator.
+    pub async fn start_real_with(test: &str, flags: &[&str]) -> Lent {
         let files = Scratch::new(&format!("{test}-model"));
-        Lent::start_on(test, &tests::required_model(), files).await
+        let coordinator = Coordinator::start_with(test, &tests::required_model(), flags).await;
+        let chrome = Chrome::start(test).await;
+        Lent { coordinator, chrome, files }
+    }
+
+    /// With the tiny model, these flags of the coordinator and those of the browser.
+    pub async fn start_with(test: &str, flags: &[&str], browser: &[&str]) -> Lent {
+        let files = Scratch::new(&format!("{test}-model"));
+        let path = files.path(&format!("{MODEL}.gguf"));
+        std::fs::write(&path, tiny_model().to_bytes()).expect("a file");
+        let coordinator = Coordinator::start_with(test, &path, flags).await;
+        let chrome = Chrome::start_with(test, browser).await;
+        Lent { coordinator, chrome, files }
     }
 
     async fn start_on(test: &str, model: &Path, files: Scratch) -> Lent {
         let coordinator = Coordinator::start_with(test, model, &["--embedded", "ends"]).await;
         let chrome = Chrome::start(test).await;
-        Lent { coordinator, chrome, _files: files }
+        Lent { coordinator, chrome, files }
+    }
+
+    /// Another coordinator with the same model, instead of the first, which is killed.
+    pub async fn restart_coordinator(&mut self, test: &str) {
+        self.coordinator.process.kill_9();
+        let path = self.files.path(&format!("{MODEL}.gguf"));
+        self.coordinator = Coordinator::start_with(test, &path, &["--embedded", "ends"]).await;
+    }
+
+    /// Keeps these choices of the page's owner, then opens it anew.
+    pub async fn open_with(&self, url: &str, settings: &Value) {
+        self.open_at(url).await;
+        let keep = format!("localStorage.setItem('weft-settings-1', JSON.stringify({settings}))");
+        self.chrome.script(&keep).await;
+        self.open_at(url).await;
     }
 
     /// Opens the page and waits until it can be clicked.
@@ -101,6 +133,23 @@ impl Lent {
         let text = self.chrome.text(&format!("#figure-{id}")).await;
         let number: String = text.chars().filter(|c| c.is_ascii_digit() || *c == '.').collect();
         number.parse().unwrap_or_else(|_| panic!("'{text}' is no number"))
+    }
+
+    /// A figure of the page that is an amount of data, bytes.
+    pub async fn figure_bytes(&self, id: &str) -> f64 {
+        let text = self.chrome.text(&format!("#figure-{id}")).await;
+        let (number, unit) = text.split_once(' ').expect("a number and a unit");
+        let number: f64 = number.parse().unwrap_or_else(|_| panic!("'{text}' is no number"));
+        let units = ["B", "kB", "MB", "GB"];
+        let power = units.iter().position(|name| *name == unit).expect("a unit");
+        number * 1000_f64.powi(power as i32)
+    }
+
+    /// Waits for the page's words about its state to contain these.
+    pub async fn says(&self, words: &str) {
+        let script =
+            format!("return document.querySelector('#status').textContent.includes({words:?})");
+        self.chrome.wait(&format!("the page says '{words}'"), &script).await;
     }
 
     /// The fleet's browser workers.

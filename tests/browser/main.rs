@@ -7,12 +7,20 @@
 
 #![cfg(unix)]
 
+mod altered;
+mod between;
 mod chrome;
 #[path = "../e2e/harness/mod.rs"]
 #[allow(dead_code, unused_imports, reason = "the other tests use the rest")]
 mod harness;
+mod kernels;
 mod lent;
+mod life;
 mod looks;
+mod lost;
 mod manners;
 mod mixed;
+mod rates;
 mod serving;
+mod storage;
+mod threads;

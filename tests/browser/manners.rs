@@ -1,18 +1,36 @@
 //! What the owner says goes: pause, finish, the cap on data, deleting.
 
-use std::time::{Duration, Instant};
+use serde_json::json;
 
-use crate::harness::machine;
+use crate::harness::{Fleet, machine, until};
 use crate::lent::{Lent, request};
 
-/// Within this long after Pause no step may run.
-const PAUSE_MAX: Duration = Duration::from_secs(1);
+/// From the press on Pause to the page's word that nothing runs, by the page's clock, ms: a
+/// worker that has not said so by then is ended.
+const PAUSE_MS_MAX: f64 = 1000.0;
+/// The page itself may be late by so much on a busy machine, ms.
+const LATE_MS_MAX: f64 = 1000.0;
 /// Tokens that take far longer than a test lasts.
 const ENDLESS: u32 = 1500;
+/// Looks at the fleet, in the time of each of which many steps would run.
+const LOOKS: usize = 60;
+/// Bytes down and up together: the probe and the layers fit, and many tokens' hidden states, but
+/// neither direction reaches it alone.
+const CAP_BYTES: u64 = 2_500_000;
+/// What may cross the network before the worker looks at the cap again.
+const CAP_SLACK_BYTES: f64 = 200_000.0;
 
-/// Rows that the fleet's tab has computed, or `None` if it is gone.
-async fn rows(lent: &Lent) -> Option<u64> {
-    lent.tabs().await.first().and_then(|tab| tab["rows"].as_u64())
+/// Waits until a generation has come to layers that nobody holds; gives the tokens it has.
+async fn stands(lent: &Lent) -> u64 {
+    lent.coordinator
+        .fleet_with("the generation waits for layers", |fleet| {
+            fleet.sessions().first()?["waiting_for"].is_string().then(|| tokens(fleet))
+        })
+        .await
+}
+
+fn tokens(fleet: &Fleet) -> u64 {
+    fleet.sessions().first().expect("a generation")["tokens"].as_u64().expect("a count")
 }
 
 #[tokio::test]
@@ -26,30 +44,86 @@ async fn after_pause_no_step_runs_and_start_goes_on() {
     for _ in 0..4 {
         events.next().await.expect("the stream goes on");
     }
-    let before = rows(&lent).await.expect("the tab is here");
-    assert!(before > 0);
-    lent.chrome.click("#start").await;
-    let pressed = Instant::now();
-    lent.phase("paused").await;
-    // The page has heard it from its worker, or has ended it.
-    lent.coordinator
-        .fleet_with("the session waits for the tab's layers", |fleet| {
-            let session = fleet.sessions().first()?;
-            session["waiting_for"].is_string().then_some(())
-        })
-        .await;
+    let took = "
+        const status = document.querySelector('#status'), pressed = performance.now();
+        window.took = new Promise((done) => new MutationObserver(() => {
+            if (status.dataset.phase === 'paused') done(performance.now() - pressed);
+        }).observe(status, {attributes: true}));
+        document.querySelector('#start').click();";
+    lent.chrome.script(took).await;
+    let took = lent.chrome.script("return window.took").await.as_f64().expect("a time");
+    assert!(took < PAUSE_MS_MAX + LATE_MS_MAX, "it took {took} ms");
+
+    // The coordinator's view: the tab is gone, and the generation does not move.
+    let written = stands(&lent).await;
+    let given = lent.figure("tokens").await;
+    assert!(given > 0.0);
+    for _ in 0..LOOKS {
+        let fleet = lent.coordinator.fleet().await;
+        assert_eq!(tokens(&fleet), written, "no step was taken since");
+        let browser = |worker: &&serde_json::Value| worker["kind"] == "browser";
+        let in_flight = fleet.workers().iter().find(browser).map(|tab| &tab["steps_in_flight"]);
+        assert!(in_flight.is_none_or(|steps| *steps == 0), "{fleet:?}");
+    }
     lent.tabs_are(0).await;
-    let took = pressed.elapsed();
-    assert!(took < 2 * PAUSE_MAX, "it took {took:?} to leave");
-    let tokens = lent.figure("tokens").await;
     lent.chrome.screenshot("paused").await;
     assert!(lent.chrome.text("#start").await.starts_with("Start"));
-    assert_eq!(lent.figure("tokens").await, tokens, "no step was taken since");
+    assert_eq!(lent.figure("tokens").await, given, "the page counts none either");
     assert_eq!(lent.figure("layers").await, 0.0);
+    assert_eq!(lent.figure("busy").await, 0.0);
 
     // The same generation goes on when the owner lets it.
     lent.serve().await;
     assert!(events.next().await.is_some(), "the stream goes on");
+}
+
+#[tokio::test]
+async fn the_data_cap_counts_both_directions_and_stops_it() {
+    let _machine = machine().await;
+    let lent = Lent::start("cap").await;
+    let url = format!("http://{}/?backend=wasm", lent.coordinator.address);
+    lent.open_with(&url, &json!({"data_bytes": CAP_BYTES})).await;
+    lent.serve().await;
+    lent.coordinator.ready().await;
+    let mut events = lent.coordinator.api.stream("/v1/completions", &request(ENDLESS)).await;
+    lent.phase("paused").await;
+    let said = lent.chrome.text("#detail").await;
+    assert!(said.contains("the data cap of 2.5 MB is reached"), "{said}");
+    lent.tabs_are(0).await;
+    let written = stands(&lent).await;
+    assert!(written > 0, "it served until then");
+    let (down, up) = (lent.figure_bytes("down").await, lent.figure_bytes("up").await);
+    let cap = CAP_BYTES as f64;
+    assert!(down < cap && up < cap && up > 0.0, "{down} down, {up} up");
+    // The page rounds to three figures.
+    assert!((0.9 * cap..cap + CAP_SLACK_BYTES).contains(&(down + up)), "{down} down, {up} up");
+    lent.chrome.screenshot("data-cap").await;
+
+    // Pressed again, it only says so again.
+    lent.chrome.click("#start").await;
+    until("the page says that the cap is reached", || async {
+        let (phase, said) = (lent.shown_phase().await, lent.chrome.text("#detail").await);
+        let refused = phase == "paused" && said.contains("raise it to go on");
+        if refused { Ok(()) } else { Err(format!("{phase}: {said}")) }
+    })
+    .await;
+    assert_eq!(lent.tabs().await.len(), 0);
+    assert_eq!(tokens(&lent.coordinator.fleet().await), written);
+
+    lent.chrome.script("document.querySelector('#controls').open = true").await;
+    lent.chrome.choose("#data", "no cap").await;
+    lent.serve().await;
+    for _ in 0..4 {
+        events.next().await.expect("the stream goes on");
+    }
+    stands_no_longer(&lent, written).await;
+}
+
+/// Waits until the generation has more tokens than these.
+async fn stands_no_longer(lent: &Lent, written: u64) {
+    lent.coordinator
+        .fleet_with("the generation goes on", |fleet| (tokens(fleet) > written).then_some(()))
+        .await;
 }
 
 #[tokio::test]

@@ -52,6 +52,17 @@ pub fn memory_gib() -> Option<f64> {
     property(&window().navigator(), "deviceMemory").and_then(|memory| memory.as_f64())
 }
 
+/// The machine's processor cores, where the browser says it.
+pub fn cores() -> Option<u32> {
+    let cores = property(&window().navigator(), "hardwareConcurrency")?.as_f64()?;
+    (cores >= 1.0).then_some(cores as u32)
+}
+
+/// Whether threads of this page may share memory.
+pub fn is_isolated() -> bool {
+    property(&window(), "crossOriginIsolated").is_some_and(|isolated| isolated.is_truthy())
+}
+
 /// What is kept under this key; `None` also where nothing can be kept.
 pub fn kept(key: &str) -> Option<String> {
     storage()?.get_item(key).ok()?
@@ -132,6 +143,14 @@ pub fn persist() {
     }
 }
 
+/// The worker's address; `?simd=128` of the page is passed on.
+fn worker_address() -> String {
+    match parameter("simd").as_deref() {
+        Some("128") => format!("{WORKER}?simd=128"),
+        _ => WORKER.to_owned(),
+    }
+}
+
 /// Loads the worker. What it says, and an error that it cannot catch itself, come back.
 ///
 /// # Errors
@@ -142,7 +161,7 @@ pub fn spawn(
 ) -> Result<Worker, String> {
     let options = WorkerOptions::new();
     options.set_type(WorkerType::Module);
-    let worker = Worker::new_with_options(WORKER, &options)
+    let worker = Worker::new_with_options(&worker_address(), &options)
         .map_err(|_| "This browser cannot run module workers.".to_owned())?;
     on(&worker, "message", move |event| {
         let message: MessageEvent = event.unchecked_into();

@@ -26,6 +26,9 @@ pub const DATA_CHOICES: [u64; 7] = [0, 100 * MIB, 500 * MIB, GIB, 2 * GIB, 10 * 
 pub const LIMIT_MAX: u64 = 1 << 40;
 /// Memory if the browser does not say how much there is.
 const MEMORY_DEFAULT: u64 = GIB;
+/// Most cores by themselves, and at all.
+const THREADS_DEFAULT_MAX: u32 = 8;
+const THREADS_MAX: u32 = 16;
 const DISK_DEFAULT: u64 = 2 * GIB;
 
 /// All choices of the page.
@@ -40,6 +43,8 @@ pub struct Settings {
     pub data_bytes: u64,
     /// Share of the time spent computing.
     pub intensity_percent: u8,
+    /// Processor cores that compute, where a GPU does not.
+    pub threads: u32,
     /// A name for people; empty: anonymous.
     pub name: String,
     /// Pause while the machine runs on its battery.
@@ -55,6 +60,7 @@ impl Default for Settings {
             disk_bytes: DISK_DEFAULT,
             data_bytes: 0,
             intensity_percent: 100,
+            threads: 1,
             name: String::new(),
             only_charging: true,
             stop_when_hidden: false,
@@ -63,12 +69,14 @@ impl Default for Settings {
 }
 
 impl Settings {
-    /// For a machine with, where the browser says it, so much memory: a quarter of it.
-    pub fn for_machine(memory_gib: Option<f64>) -> Settings {
+    /// For a machine with, where the browser says it, so much memory and so many cores: a
+    /// quarter of the one, and half of the other.
+    pub fn for_machine(memory_gib: Option<f64>, cores: Option<u32>) -> Settings {
         let quarter = memory_gib.map_or(MEMORY_DEFAULT, |gib| (gib * GIB as f64 / 4.0) as u64);
         let memory = MEMORY_CHOICES.iter().rev().find(|choice| **choice <= quarter);
         Settings {
             memory_bytes: memory.copied().unwrap_or(MEMORY_CHOICES[0]),
+            threads: cores.map_or(1, |cores| cores / 2).clamp(1, THREADS_DEFAULT_MAX),
             ..Settings::default()
         }
     }
@@ -87,6 +95,7 @@ impl Settings {
             disk_bytes: within(kept.disk_bytes, 0, LIMIT_MAX, default.disk_bytes),
             data_bytes: within(kept.data_bytes, 0, LIMIT_MAX, default.data_bytes),
             intensity_percent: kept.intensity_percent.clamp(25, 100),
+            threads: kept.threads.clamp(1, THREADS_MAX),
             name: shortened(&kept.name),
             ..kept
         }
@@ -106,9 +115,19 @@ impl Settings {
             data_bytes_max: (self.data_bytes > 0).then_some(self.data_bytes),
             intensity_percent: self.intensity_percent,
             name: shortened(&self.name),
-            threads: 1,
+            threads: self.threads,
         }
     }
+}
+
+/// Cores to choose from on a machine with so many, the one chosen among them.
+pub fn thread_choices(cores: Option<u32>, chosen: u32) -> Vec<u32> {
+    let cores = cores.unwrap_or(1).clamp(1, THREADS_MAX);
+    let mut choices: Vec<u32> = (1..=cores).filter(|n| *n <= 4 || n % 2 == 0).collect();
+    choices.extend([cores, chosen]);
+    choices.sort_unstable();
+    choices.dedup();
+    choices
 }
 
 /// The value of `?backend=`, if it names one.
@@ -132,14 +151,14 @@ mod tests {
 
     #[test]
     fn a_machine_lends_a_quarter_of_its_memory() {
-        assert_eq!(Settings::for_machine(Some(8.0)).memory_bytes, 2 * GIB);
-        assert_eq!(Settings::for_machine(Some(0.25)).memory_bytes, 128 * MIB);
-        assert_eq!(Settings::for_machine(None).memory_bytes, GIB);
+        assert_eq!(Settings::for_machine(Some(8.0), None).memory_bytes, 2 * GIB);
+        assert_eq!(Settings::for_machine(Some(0.25), None).memory_bytes, 128 * MIB);
+        assert_eq!(Settings::for_machine(None, None).memory_bytes, GIB);
     }
 
     #[test]
     fn what_was_kept_comes_back_and_nonsense_does_not() {
-        let default = Settings::for_machine(Some(4.0));
+        let default = Settings::for_machine(Some(4.0), Some(4));
         let chosen = Settings {
             memory_bytes: 256 * MIB,
             intensity_percent: 50,
@@ -154,6 +173,20 @@ mod tests {
         let read = Settings::read(Some(odd), default.clone());
         assert_eq!(read.memory_bytes, default.memory_bytes);
         assert_eq!(read.intensity_percent, 100);
+        assert_eq!(read.threads, 1);
+    }
+
+    #[test]
+    fn half_of_the_cores_are_lent_unless_its_owner_says_otherwise() {
+        let threads = |cores| Settings::for_machine(None, cores).threads;
+        assert_eq!([None, Some(0), Some(1), Some(2), Some(6)].map(threads), [1, 1, 1, 1, 3]);
+        assert_eq!(threads(Some(64)), 8);
+        assert_eq!(thread_choices(Some(8), 3), [1, 2, 3, 4, 6, 8]);
+        assert_eq!(thread_choices(None, 1), [1]);
+        assert_eq!(thread_choices(Some(2), 7), [1, 2, 7]);
+        assert_eq!(thread_choices(Some(99), 1).last(), Some(&16));
+        let told = Settings { threads: 5, ..Settings::default() }.for_worker(None);
+        assert_eq!(told.threads, 5);
     }
 
     #[test]

@@ -1,4 +1,4 @@
-//! The commands of a checkout: `cargo xtask serve|web|test|ci|tidy|models|bench`.
+//! The commands of a checkout: `cargo xtask serve|web|test|arm|ci|tidy|models|bench`.
 
 mod bench;
 mod models;
@@ -22,6 +22,7 @@ Usage: cargo xtask COMMAND
   web                     only build the pages and the worker in them, and print their folder
   test [--all-models]     install what the tests need and run all of them; --all-models also
                           fetches the 1.5B model (1.1 GB)
+  arm                     only the engine's tests on an emulated Arm processor
   ci                      test, and check that it left the checkout as it was
   tidy                    only the checks of the sources: arrows, purity, licences, sizes
   models [--all-models]   only fetch the test models, and print their folder
@@ -64,6 +65,11 @@ fn run(arguments: &[String]) -> Result<bool> {
             Ok(true)
         }
         "test" => test::run(all_models(rest)?),
+        "arm" => {
+            no_more(rest)?;
+            models::fetch_required()?;
+            test::run_arm()
+        }
         "ci" => {
             no_more(rest)?;
             test::run_ci()

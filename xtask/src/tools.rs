@@ -71,17 +71,22 @@ fn ensure_browser() -> Result<()> {
 
 /// Makes sure of the wasm target, which the pages are compiled for.
 pub fn ensure_wasm() -> Result<()> {
+    ensure_target(WASM)
+}
+
+/// Makes sure of a target's standard library; adds it through rustup.
+pub fn ensure_target(target: &str) -> Result<()> {
     // Without rustup the target may still be there.
     let mut sysroot = Command::new("rustc");
-    sysroot.args(["--print", "target-libdir", "--target", WASM]).current_dir(crate::root());
+    sysroot.args(["--print", "target-libdir", "--target", target]).current_dir(crate::root());
     let folder = output(&mut sysroot).unwrap_or_default();
     if Path::new(String::from_utf8_lossy(&folder).trim()).is_dir() {
         return Ok(());
     }
     let targets = rustup(&["target", "list", "--installed"])?;
-    if !targets.lines().any(|line| line == WASM) {
-        println!("adding the target {WASM}");
-        rustup(&["target", "add", WASM])?;
+    if !targets.lines().any(|line| line == target) {
+        println!("adding the target {target}");
+        rustup(&["target", "add", target])?;
     }
     Ok(())
 }

@@ -1,18 +1,23 @@
 //! `cargo xtask web`: the pages and the worker that runs in them, for the coordinator to embed.
 //!
-//! Both are compiled to wasm in a target folder of their own, so that they wait for no other
+//! Both are compiled to wasm in target folders of their own, so that they wait for no other
 //! build and no other build for them; `bindgen` makes of each what a browser can load; with
 //! the files that are written by hand that is the folder `web-dist`:
 //!
 //! ```text
-//! web-dist/index.html, start.js, style.css, ...        web/static
-//! web-dist/web.js, web_bg.wasm                         web
-//! web-dist/worker/worker.js, ...                       browser-worker/static
-//! web-dist/worker/browser_worker.js, ..._bg.wasm       browser-worker
+//! web-dist/index.html, start.js, style.css, ...              web/static
+//! web-dist/web.js, web_bg.wasm                               web
+//! web-dist/worker/worker.js, ...                             browser-worker/static
+//! web-dist/worker/simd128/browser_worker.js, ..._bg.wasm     browser-worker
+//! web-dist/worker/relaxed/browser_worker.js, ..._bg.wasm     the same with relaxed SIMD
 //! ```
+//!
+//! `worker.js` takes the module that the browser at hand can run.
 //!
 //! Nothing is done again whose source has not changed, and no file is written that is the same
 //! already: what depends on the folder is then not built again either.
+
+mod wasm_pack;
 
 use std::collections::BTreeMap;
 use std::fs;
@@ -32,35 +37,81 @@ pub const FOLDER_ENV: &str = "WEFT_WEB_DIST";
 /// The folder, once it is made: every later command of this run is told, so that the coordinator
 /// is built once.
 pub static FOLDER: OnceLock<PathBuf> = OnceLock::new();
-/// Browsers that have WebGPU have these instructions too, and so do all others of the last years.
-const FLAGS: &str = "-Ctarget-feature=+simd128";
-/// The cargo profile of both modules.
+/// The cargo profile of all modules.
 const PROFILE: &str = "wasm-release";
+
+/// What modules may use of WASM. Each set of flags has a target folder of its own: with others
+/// cargo builds everything again.
+struct Flags {
+    /// Of the folders.
+    name: &'static str,
+    features: &'static str,
+}
+
+/// Browsers that have WebGPU have these instructions too, and so do all others of the last years.
+const SIMD128: Flags = Flags { name: "wasm", features: "+simd128" };
+/// A module with one of these is refused by a browser that lacks them.
+const RELAXED: Flags = Flags { name: "wasm-relaxed", features: "+simd128,+relaxed-simd" };
+
+impl Flags {
+    /// Named by the target folder, so that `cargo clean` takes it along.
+    fn target(&self, target: &Path) -> PathBuf {
+        target.join(self.name)
+    }
+
+    /// For rustc. Where this machine keeps things is not for everyone who opens the page.
+    fn apply(&self, command: &mut Command, target: &Path) {
+        let mut flags = vec![format!("-Ctarget-feature={}", self.features)];
+        for (path, name) in [(target, "target"), (&crate::root(), "weft"), (&cargo_home(), "cargo")]
+        {
+            flags.push(format!("--remap-path-prefix={}=/{name}", path.display()));
+        }
+        // Paths may have spaces.
+        command.env("CARGO_ENCODED_RUSTFLAGS", flags.join("\u{1f}")).env_remove("RUSTFLAGS");
+    }
+}
+
+/// Where cargo keeps the sources of dependencies.
+fn cargo_home() -> PathBuf {
+    let home = || std::env::home_dir().unwrap_or_default().join(".cargo");
+    std::env::var_os("CARGO_HOME").map_or_else(home, PathBuf::from)
+}
 
 /// One wasm module.
 struct Module {
     package: &'static str,
     /// As cargo and the browser's files name it.
     name: &'static str,
+    flags: &'static Flags,
     /// Under `web-dist`; empty for the folder itself.
     folder: &'static str,
-    /// Files written by hand that go with it.
-    by_hand: &'static str,
     /// Bytes on the wire at most.
     gzip_max: u64,
 }
 
-/// The page's first paint waits for neither; the click on Start waits for the worker.
-const MODULES: [Module; 2] = [
-    Module { package: "web", name: "web", folder: "", by_hand: "web/static", gzip_max: 250_000 },
+/// A visitor waits for it after the click on Start.
+const WORKER_GZIP_MAX: u64 = 500_000;
+
+/// The page's first paint waits for none; a browser loads one of the workers.
+const MODULES: [Module; 3] = [
+    Module { package: "web", name: "web", flags: &SIMD128, folder: "", gzip_max: 250_000 },
     Module {
         package: "browser-worker",
         name: "browser_worker",
-        folder: "worker",
-        by_hand: "browser-worker/static",
-        gzip_max: 500_000,
+        flags: &SIMD128,
+        folder: "worker/simd128",
+        gzip_max: WORKER_GZIP_MAX,
+    },
+    Module {
+        package: "browser-worker",
+        name: "browser_worker",
+        flags: &RELAXED,
+        folder: "worker/relaxed",
+        gzip_max: WORKER_GZIP_MAX,
     },
 ];
+/// Files written by hand, and their folders under `web-dist`.
+const BY_HAND: [(&str, &str); 2] = [("web/static", ""), ("browser-worker/static", "worker")];
 
 /// Makes the folder and returns where it is.
 ///
@@ -68,15 +119,16 @@ const MODULES: [Module; 2] = [
 /// If something does not compile, or a module is larger than its budget.
 pub fn build() -> Result<PathBuf> {
     let target = tidy::target_folder()?;
-    // Named by the target, so that `cargo clean` takes it along.
-    let wasm_target = target.join("wasm");
-    compile(&wasm_target)?;
+    for flags in [&SIMD128, &RELAXED] {
+        compile(flags, &target)?;
+    }
     let mut files: BTreeMap<PathBuf, Vec<u8>> = BTreeMap::new();
     for module in &MODULES {
-        let bound = bind(module, &wasm_target)?;
+        let bound = bind(module, &module.flags.target(&target))?;
         read_all(&bound, Path::new(module.folder), &mut files)?;
-        let by_hand = crate::root().join(module.by_hand);
-        read_all(&by_hand, Path::new(module.folder), &mut files)?;
+    }
+    for (by_hand, folder) in BY_HAND {
+        read_all(&crate::root().join(by_hand), Path::new(folder), &mut files)?;
     }
     let folder = target.join("web-dist");
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
@@ -85,29 +137,32 @@ pub fn build() -> Result<PathBuf> {
 }
 
 /// Checks that `wasm-pack`, which others know, builds the worker as well; says why not where it
-/// is not installed.
+/// is not installed. With `CI=true` in the environment it is installed first.
 pub fn check_wasm_pack() -> Result<Option<String>> {
-    for tool in ["wasm-pack", "wasm-bindgen"] {
-        if output(Command::new(tool).arg("--version")).is_err() {
-            return Ok(Some(format!("{tool} is not installed, so it is not tried")));
-        }
-    }
     let target = tidy::target_folder()?;
-    let mut command = Command::new("wasm-pack");
+    let tools = match wasm_pack::find_or_install(&target)? {
+        Ok(tools) => tools,
+        Err(why) => return Ok(Some(why)),
+    };
+    let mut command = Command::new(tools.program);
     command.args(["build", "browser-worker", "--target", "web", "--mode", "no-install"]);
-    command.arg("--out-dir").arg(target.join("wasm-pack")).current_dir(crate::root());
-    // What the modules above are built from, as far as the flags are the same.
-    command.env("CARGO_TARGET_DIR", target.join("wasm")).env("RUSTFLAGS", FLAGS);
-    output(&mut command)?;
-    ensure!(target.join("wasm-pack/browser_worker_bg.wasm").is_file(), "it made no module");
+    command.args(["--profile", PROFILE, "--out-dir"]).arg(target.join("wasm-pack"));
+    command.current_dir(crate::root()).env("PATH", tools.path);
+    // What the modules above are built from, as far as features are the same.
+    command.env("CARGO_TARGET_DIR", SIMD128.target(&target));
+    SIMD128.apply(&mut command, &target);
+    output(&mut command).context("wasm-pack does not build the worker")?;
+    let module = target.join("wasm-pack/browser_worker_bg.wasm");
+    ensure!(module.is_file(), "wasm-pack made no {}", module.display());
     Ok(None)
 }
 
-fn compile(wasm_target: &Path) -> Result<()> {
+fn compile(flags: &Flags, target: &Path) -> Result<()> {
     let mut command = cargo(&["build", "--locked", "--target", WASM, "--profile", PROFILE]);
-    command.args(MODULES.iter().flat_map(|module| ["--package", module.package]));
-    command.arg("--target-dir").arg(wasm_target);
-    command.env("RUSTFLAGS", FLAGS).env_remove("CARGO_ENCODED_RUSTFLAGS");
+    let modules = MODULES.iter().filter(|module| module.flags.name == flags.name);
+    command.args(modules.flat_map(|module| ["--package", module.package]));
+    command.arg("--target-dir").arg(flags.target(target));
+    flags.apply(&mut command, target);
     let status = command.status().context("cargo cannot be run")?;
     ensure!(status.success(), "the pages do not compile");
     Ok(())
@@ -137,10 +192,11 @@ fn bind(module: &Module, wasm_target: &Path) -> Result<PathBuf> {
         }
     };
     // The standard output is for what a command is asked for.
-    eprintln!("{name}: {gzip} bytes gzipped, of at most {}", module.gzip_max);
+    let folder = if module.folder.is_empty() { "." } else { module.folder };
+    eprintln!("{folder}/{name}: {gzip} bytes gzipped, of at most {}", module.gzip_max);
     if gzip > module.gzip_max {
         bail!(
-            "{name} is {} bytes over its budget: a visitor waits for that",
+            "{folder}/{name} is {} bytes over its budget: a visitor waits for that",
             gzip - module.gzip_max
         );
     }

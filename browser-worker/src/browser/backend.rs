@@ -1,31 +1,67 @@
 //! What computes: a GPU that passes its tests, else WASM, and why.
 
 use api::{TabBackend, TabDevice};
+use engine::crew::HELPERS_MAX;
 use shards::Computer;
+
+use super::helpers::{self, Helper};
+use super::js;
 
 /// Times that a GPU may be lost before WASM computes instead.
 #[cfg(feature = "gpu")]
 const GPU_LOSSES_MAX: usize = 3;
 
+/// What computes.
+pub struct Choice {
+    /// The same for the engine.
+    pub computer: Computer,
+    /// The same for its owner.
+    pub device: TabDevice,
+    /// Beside this thread, where that is the CPU.
+    pub helpers: Vec<Helper>,
+}
+
 /// Opens what the owner asked for, or else the best; whatever does not work is passed over,
-/// which the device's notes then say. `losses` says why the GPU was lost so far.
-pub async fn choose(asked: Option<TabBackend>, losses: &[String]) -> (Computer, TabDevice) {
+/// which the device's notes then say. `losses` says why the GPU was lost so far. The CPU is
+/// used by so many `threads` in all, if so many start.
+pub async fn choose(
+    asked: Option<TabBackend>,
+    threads: u32,
+    losses: &[String],
+    cancelled: &dyn Fn() -> bool,
+) -> Choice {
     let mut notes = Vec::new();
     match asked {
         Some(TabBackend::Wasm) => notes.push("WASM was asked for".to_owned()),
         Some(TabBackend::Webgpu) | None => {
             match open_gpu(asked == Some(TabBackend::Webgpu), losses).await {
-                Ok(gpu) => return gpu,
+                Ok((computer, device)) => return Choice { computer, device, helpers: Vec::new() },
                 Err(reason) => notes.push(format!("WebGPU is not used: {reason}")),
             }
         }
     }
-    let name = match cfg!(target_feature = "simd128") {
-        true => "WASM SIMD, 1 thread",
-        false => "WASM, 1 thread",
+    let wanted = (threads.max(1) as usize - 1).min(HELPERS_MAX);
+    let isolated = js::get(&js::scope(), "crossOriginIsolated").is_truthy();
+    let (helpers, problem) = match wanted {
+        0 => (Vec::new(), None),
+        _ if !isolated => {
+            (Vec::new(), Some("this page may not share memory between threads".to_owned()))
+        }
+        _ => helpers::start(wanted, cancelled).await,
     };
-    let device = TabDevice { backend: TabBackend::Wasm, name: name.into(), notes };
-    (Computer::Cpu { threads: 1 }, device)
+    let threads = helpers.len() + 1;
+    if let Some(problem) = problem.filter(|_| helpers.len() < wanted) {
+        notes.push(format!("{threads} of {} threads: {problem}", wanted + 1));
+    }
+    let simd = match (cfg!(target_feature = "relaxed-simd"), cfg!(target_feature = "simd128")) {
+        (true, _) => " relaxed SIMD",
+        (false, true) => " SIMD",
+        (false, false) => "",
+    };
+    let s = if threads == 1 { "" } else { "s" };
+    let name = format!("WASM{simd}, {threads} thread{s}");
+    let device = TabDevice { backend: TabBackend::Wasm, name, notes };
+    Choice { computer: Computer::Cpu { threads: 1 }, device, helpers }
 }
 
 #[cfg(not(feature = "gpu"))]
@@ -77,8 +113,6 @@ async fn adapter() -> Result<Adapter, String> {
     use js_sys::{Object, Promise, Reflect};
     use wasm_bindgen::JsValue;
     use wasm_bindgen_futures::JsFuture;
-
-    use super::js;
 
     let gpu = js::get(&js::navigator(), "gpu");
     let Some(request) = js::method(&gpu, "requestAdapter") else {

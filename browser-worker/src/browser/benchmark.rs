@@ -5,6 +5,7 @@ use api::TabBenchmark;
 use shards::Computer;
 
 use super::download::room;
+use super::helpers::{self, Helper};
 use super::http::{self, Cancel};
 use super::js;
 use crate::meter::Meter;
@@ -27,12 +28,13 @@ const GPU_MS_MAX: f64 = 1500.0;
 /// One byte of each page is written.
 const PAGE_BYTES: usize = 4096;
 
-/// Measures everything that `computer` and this connection have.
+/// Measures everything that `computer`, with `helpers` beside it, and this connection have.
 ///
 /// # Errors
 /// The engine does not run here; why, in words.
 pub async fn run(
     computer: &Computer,
+    helpers: &[Helper],
     memory_bytes_max: u64,
     meter: &Meter,
     cancel: &Cancel,
@@ -44,7 +46,7 @@ pub async fn run(
         ..TabBenchmark::default()
     };
     if !cancel.is_cancelled() {
-        engine(computer, &mut figures).await?;
+        engine(computer, helpers, &mut figures).await?;
         js::yield_now().await;
     }
     if !cancel.is_cancelled() && matches!(computer, Computer::Cpu { .. }) {
@@ -57,11 +59,16 @@ pub async fn run(
     Ok(figures)
 }
 
-async fn engine(computer: &Computer, figures: &mut TabBenchmark) -> Result<(), String> {
+async fn engine(
+    computer: &Computer,
+    helpers: &[Helper],
+    figures: &mut TabBenchmark,
+) -> Result<(), String> {
     match computer {
         Computer::Cpu { threads } => {
-            let rates = shards::benchmark::bytes_per_s(*threads, || js::now_ms() / 1000.0)?;
-            [figures.bytes_per_s_1, figures.bytes_per_s_8] = rates;
+            let clock = || js::now_ms() / 1000.0;
+            let own = async { shards::benchmark::bytes_per_s(*threads, clock) };
+            [figures.bytes_per_s_1, figures.bytes_per_s_8] = helpers::measure(helpers, own).await?;
         }
         #[cfg(feature = "gpu")]
         Computer::Gpu(gpu) => {

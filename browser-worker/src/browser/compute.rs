@@ -1,7 +1,7 @@
 //! The task that owns the shards and executes, in order, what touches them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::VecDeque;
+use std::collections::{BTreeMap, VecDeque};
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
@@ -12,6 +12,7 @@ use protocol::{Assignment, SessionId};
 use shards::{LoadError, Shards, Source};
 use worker_core::{Event, Run, ShardKey};
 
+use super::helpers::hire;
 use super::inbox::{Happened, Inbox};
 use super::js;
 use super::weights::Supply;
@@ -46,16 +47,19 @@ struct Shared {
     stop: Cell<bool>,
     /// No more rests.
     hurry: Cell<bool>,
+    /// Why a shard has no helpers, in words.
+    alone: RefCell<Option<String>>,
     settings: Rc<RefCell<TabSettings>>,
     inbox: Inbox,
     start: u64,
 }
 
 impl Compute {
-    /// Begins. Outcomes go to `inbox`, as of that start.
+    /// Begins. Outcomes go to `inbox`, as of that start. Each shard on the CPU gets `helpers`.
     pub fn start(
         shards: Shards,
         supply: Supply,
+        helpers: usize,
         settings: Rc<RefCell<TabSettings>>,
         inbox: Inbox,
         start: u64,
@@ -65,11 +69,12 @@ impl Compute {
             waker: RefCell::default(),
             stop: Cell::new(false),
             hurry: Cell::new(false),
+            alone: RefCell::default(),
             settings,
             inbox,
             start,
         });
-        wasm_bindgen_futures::spawn_local(run(shared.clone(), shards, supply));
+        wasm_bindgen_futures::spawn_local(run(shared.clone(), shards, supply, helpers));
         Compute(shared)
     }
 
@@ -82,6 +87,11 @@ impl Compute {
     /// No more rests between steps.
     pub fn hurry(&self) {
         self.0.hurry.set(true);
+    }
+
+    /// Why a shard is computed by one thread where there were to be more, in words.
+    pub fn alone(&self) -> Option<String> {
+        self.0.alone.borrow().clone()
     }
 
     /// Begins nothing further, drops the shards, and then says [`Happened::ComputeEnded`].
@@ -113,6 +123,13 @@ impl Shared {
             }
         })
         .await
+    }
+
+    fn one_thread(&self, reason: String) {
+        if !self.stop.get() {
+            js::warn(&format!("one thread: {reason}"));
+            *self.alone.borrow_mut() = Some(reason);
+        }
     }
 
     fn tell(&self, event: Event, worked_ms: Option<(f64, f64)>) {
@@ -163,13 +180,27 @@ impl Source for Until<'_> {
     }
 }
 
-async fn run(shared: Rc<Shared>, mut shards: Shards, mut supply: Supply) {
+async fn run(shared: Rc<Shared>, mut shards: Shards, mut supply: Supply, helpers: usize) {
+    // By shard; they end with it.
+    let mut hired = BTreeMap::new();
     while let Some(command) = shared.next().await {
         match command {
             Command::Load(shard, assignment) => {
                 let mut source = Until(&mut supply, &shared);
                 let event = match shards.load(shard, &assignment, &mut source).await {
-                    Ok(shape) => Event::Loaded { shard, shape },
+                    Ok(shape) => {
+                        if helpers > 0 {
+                            let stop = || shared.stop.get();
+                            match hire(&assignment, &mut source, helpers, &stop).await {
+                                Ok((crew, helpers)) => {
+                                    shards.take_on(shard, Box::new(crew));
+                                    hired.insert(shard, helpers);
+                                }
+                                Err(reason) => shared.one_thread(reason),
+                            }
+                        }
+                        Event::Loaded { shard, shape }
+                    }
                     Err(error) => {
                         let reason = error.to_string();
                         shared.tell(Event::LoadFailed { shard, reason: reason.clone() }, None);
@@ -201,9 +232,13 @@ async fn run(shared: Rc<Shared>, mut shards: Shards, mut supply: Supply) {
                 shards.truncate(shard, session, positions);
             }
             Command::Release(shard, session) => shards.release(shard, session),
-            Command::Unload(shard) => shards.unload(shard),
+            Command::Unload(shard) => {
+                shards.unload(shard);
+                hired.remove(&shard);
+            }
         }
     }
     drop(shards);
+    drop(hired);
     shared.inbox.push(Happened::ComputeEnded { start: shared.start });
 }

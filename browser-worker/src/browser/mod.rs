@@ -6,12 +6,15 @@ mod compute;
 mod credit;
 mod download;
 mod fetches;
+mod helper;
+mod helpers;
 mod http;
 mod identity;
 mod inbox;
 mod js;
 mod lock;
 mod prepare;
+mod slot;
 mod socket;
 mod stay;
 mod storage;
@@ -27,7 +30,7 @@ use web_sys::MessageEvent;
 use inbox::{Happened, Inbox};
 use tab::{Tab, post};
 
-/// The module's entry: listens to the page, and says that it does.
+/// The module's entry: listens to the page, and says that it does; or helps another worker.
 #[wasm_bindgen(start)]
 pub fn start() {
     std::panic::set_hook(Box::new(|panic| {
@@ -35,6 +38,9 @@ pub fn start() {
         let reason = format!("the worker failed ({panic}): reload the page to start again");
         post(&FromTab::Failed { reason });
     }));
+    if js::scope().location().search().ends_with(helper::QUERY) {
+        return helper::start();
+    }
     let inbox = Inbox::default();
     let told = inbox.clone();
     let listen = Closure::<dyn FnMut(MessageEvent)>::new(move |event: MessageEvent| {

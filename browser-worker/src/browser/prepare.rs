@@ -8,6 +8,7 @@ use api::{TabBackend, TabBenchmark, TabDevice, TabPhase, TabSettings};
 use shards::Computer;
 
 use super::credit::Credit;
+use super::helpers::Helper;
 use super::http::Cancel;
 use super::identity::Identity;
 use super::inbox::{Happened, Inbox};
@@ -33,12 +34,14 @@ pub struct Ready {
     pub identity: Rc<Identity>,
     /// What computes.
     pub computer: Computer,
+    /// Web Workers that share a shard's rows where that is the CPU.
+    pub helpers: usize,
     /// The same, for its owner.
     pub device: TabDevice,
     /// How fast.
     pub benchmark: TabBenchmark,
-    /// What the owner had asked for.
-    pub asked: Option<TabBackend>,
+    /// What the owner had asked for, and how many threads.
+    pub asked: (Option<TabBackend>, u32),
 }
 
 /// Whether anybody sees the tab.
@@ -90,24 +93,26 @@ impl Preparation {
             // Another tab may have changed or deleted the files meanwhile.
             Some(before) => {
                 let files = self.open().await?;
-                let Ready { computer, device, benchmark, asked, .. } = *before;
-                Box::new(Ready { computer, device, benchmark, asked, ..*files })
+                let Ready { computer, helpers, device, benchmark, asked, .. } = *before;
+                Box::new(Ready { computer, helpers, device, benchmark, asked, ..*files })
             }
             None => self.open().await?,
         };
         ready.lock = Some(lock);
         ready.weights.set_disk_bytes_max(self.settings.borrow().disk_bytes_max);
-        let asked = self.settings.borrow().backend;
+        let asked = self.asked();
         if ready.benchmark.took_ms == 0.0 || ready.asked != asked {
-            (ready.computer, ready.device) = self.choose().await?;
             ready.asked = asked;
-            if let Err(reason) = self.measure(&mut ready).await {
-                if ready.device.backend == TabBackend::Wasm || self.cancel.is_cancelled() {
+            if let Err(reason) = self.choose_and_measure(&mut ready, asked).await {
+                let gpu = ready.device.backend == TabBackend::Webgpu;
+                if self.cancel.is_cancelled() || !gpu && ready.helpers == 0 {
                     return Err(reason);
                 }
-                (ready.computer, ready.device) = backend::choose(Some(TabBackend::Wasm), &[]).await;
-                ready.device.notes = vec![format!("WebGPU failed while it was measured: {reason}")];
-                self.measure(&mut ready).await?;
+                // What can fail least, then.
+                let (what, threads) = if gpu { ("WebGPU", asked.1) } else { ("a helper", 1) };
+                let wasm = (Some(TabBackend::Wasm), threads);
+                self.choose_and_measure(&mut ready, wasm).await?;
+                ready.device.notes = vec![format!("{what} failed while it was measured: {reason}")];
             }
         }
         match self.cancel.is_cancelled() {
@@ -148,27 +153,43 @@ impl Preparation {
             weights: Rc::new(weights),
             identity: Rc::new(identity),
             computer: Computer::Cpu { threads: 1 },
+            helpers: 0,
             device: TabDevice { backend: TabBackend::Wasm, name: String::new(), notes: vec![] },
             benchmark: TabBenchmark::default(),
-            asked: None,
+            asked: (None, 1),
         }))
     }
 
-    async fn choose(&self) -> Result<(Computer, TabDevice), String> {
+    fn asked(&self) -> (Option<TabBackend>, u32) {
+        let settings = self.settings.borrow();
+        (settings.backend, settings.threads)
+    }
+
+    async fn choose_and_measure(
+        &self,
+        ready: &mut Ready,
+        (asked, threads): (Option<TabBackend>, u32),
+    ) -> Result<(), String> {
         self.say(TabPhase::Benchmarking, "looking for what computes");
-        let asked = self.settings.borrow().backend;
-        Ok(backend::choose(asked, &self.gpu_losses).await)
+        let cancelled = || self.cancel.is_cancelled();
+        let choice = backend::choose(asked, threads, &self.gpu_losses, &cancelled).await;
+        (ready.computer, ready.device) = (choice.computer, choice.device);
+        ready.helpers = choice.helpers.len();
+        // These end with it: each shard has its own.
+        self.measure(ready, &choice.helpers).await
     }
 
     /// Measures; again if nobody saw the tab meanwhile, since browsers slow it down then.
-    async fn measure(&self, ready: &mut Ready) -> Result<(), String> {
+    async fn measure(&self, ready: &mut Ready, helpers: &[Helper]) -> Result<(), String> {
         self.say(TabPhase::Benchmarking, "measuring");
         let lent = lent_bytes(&self.settings.borrow(), ready.device.backend);
         for last in (0..MEASUREMENTS_MAX).rev() {
             // The message is to be seen before a computation that blocks.
             js::yield_now().await;
             self.seen.was_hidden.set(self.seen.hidden.get());
-            let figures = benchmark::run(&ready.computer, lent, &self.meter, &self.cancel).await?;
+            let computer = &ready.computer;
+            let figures =
+                benchmark::run(computer, helpers, lent, &self.meter, &self.cancel).await?;
             js::yield_now().await;
             let hidden = self.seen.was_hidden.get();
             if !hidden || last == 0 || self.cancel.is_cancelled() {

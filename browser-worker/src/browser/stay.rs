@@ -5,7 +5,7 @@
 use std::cell::RefCell;
 use std::rc::Rc;
 
-use api::{TabPhase, TabSettings};
+use api::{TabDevice, TabPhase, TabSettings};
 use bytes::Bytes;
 use protocol::{BlobHash, FromWorker, Reassembler, ToWorker, WorkerKind};
 use shards::Shards;
@@ -20,7 +20,7 @@ use super::socket::{CONNECT_MS_MAX, SILENCE_MS_MAX, Socket};
 use super::weights::Supply;
 use crate::figures::Figures;
 use crate::meter::Meter;
-use crate::settings::{name, share};
+use crate::settings::{name, share, without_copies};
 use crate::view::Holdings;
 
 /// Steps that the worker takes at once: one is computed while the next is on its way.
@@ -102,6 +102,7 @@ impl Stay {
         hidden: bool,
     ) -> Stay {
         let settings = shared.settings.borrow().clone();
+        let memory_bytes = without_copies(memory_bytes, ready.helpers);
         let share = share(&settings);
         let core = WorkerCore::new(Config {
             name: name(&settings),
@@ -120,7 +121,7 @@ impl Stay {
         let (weights, inbox) = (ready.weights.clone(), shared.inbox.clone());
         let supply = Supply(weights.clone());
         let settings = shared.settings.clone();
-        let compute = Compute::start(shards, supply, settings, inbox.clone(), start);
+        let compute = Compute::start(shards, supply, ready.helpers, settings, inbox.clone(), start);
         let mut stay = Stay {
             start,
             shared,
@@ -144,6 +145,14 @@ impl Stay {
         }
         stay.connect(js::now_ms());
         stay
+    }
+
+    /// What computes, for its owner, as it turned out.
+    pub fn device(&self) -> TabDevice {
+        let mut device = self.ready.device.clone();
+        let alone = self.compute.alone();
+        device.notes.extend(alone.map(|reason| format!("one thread after all: {reason}")));
+        device
     }
 
     /// The last connection's number.

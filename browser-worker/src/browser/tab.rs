@@ -593,7 +593,13 @@ impl Tab {
             }
         };
         if let Some(ready) = ready {
-            status.device = Some(ready.device.clone());
+            status.device = Some(match &self.mode {
+                Mode::Staying { stay, .. } => stay.device(),
+                Mode::Resting { .. }
+                | Mode::Preparing { .. }
+                | Mode::Ending { .. }
+                | Mode::Forgetting { .. } => ready.device.clone(),
+            });
             status.benchmark = Some(ready.benchmark).filter(|b| b.took_ms > 0.0);
             status.disk_bytes = ready.weights.disk_bytes();
             status.disk_problem = ready.weights.problem();

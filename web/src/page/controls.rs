@@ -2,9 +2,12 @@
 
 use leptos::prelude::*;
 
+use crate::browser;
 use crate::donor::{Event, Wish};
 use crate::page::tab::Tab;
-use crate::settings::{DATA_CHOICES, DISK_CHOICES, MEMORY_CHOICES, NAME_BYTES_MAX, Settings};
+use crate::settings::{
+    DATA_CHOICES, DISK_CHOICES, MEMORY_CHOICES, NAME_BYTES_MAX, Settings, thread_choices,
+};
 use crate::words;
 
 /// Limits and manners, each with a label and the reason for it.
@@ -23,6 +26,12 @@ pub fn Controls(tab: Tab) -> impl IntoView {
     let memory = choices(&MEMORY_CHOICES, |s| s.memory_bytes, "nothing");
     let disk = choices(&DISK_CHOICES, |s| s.disk_bytes, "nothing");
     let data = choices(&DATA_CHOICES, |s| s.data_bytes, "no cap");
+    let threads = thread_choices(browser::cores(), settings.with_untracked(|s| s.threads));
+    let threads: Vec<_> = threads.into_iter().map(|n| (n.into(), n.to_string())).collect();
+    let cores_why = match browser::is_isolated() {
+        true => "That compute where no GPU does. Their copies of layers count as memory.",
+        false => "This page may not use more than one: its connection or browser forbids it.",
+    };
     let intensity = move || settings.with(|s| s.intensity_percent);
     view! {
         <details class="controls" id="controls">
@@ -52,6 +61,9 @@ pub fn Controls(tab: Tab) -> impl IntoView {
                     choices=disk read=|s| s.disk_bytes write=|s, v| s.disk_bytes = v/>
                 <Choice tab id="data" label="Data cap" why="Down and up together in this visit; then it stops."
                     choices=data read=|s| s.data_bytes write=|s, v| s.data_bytes = v/>
+                <Choice tab id="threads" label="Processor cores" why=cores_why
+                    choices=threads read=|s| s.threads.into()
+                    write=|s, v| s.threads = u32::try_from(v).unwrap_or(1)/>
                 <div class="field wide">
                     <label for="name">"Name"</label>
                     <input

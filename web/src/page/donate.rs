@@ -103,7 +103,9 @@ fn Status(tab: Tab) -> impl IntoView {
     let phase = Memo::new(move |_| tab.donor.with(words::phase_name));
     let detail = Memo::new(move |_| {
         tab.donor.with(|donor| {
-            let detail = (donor.wish() != Wish::Stopped).then(|| donor.status.detail.clone());
+            // Why it is held back is in the headline.
+            let told = donor.wish() != Wish::Stopped && donor.held().is_none();
+            let detail = told.then(|| donor.status.detail.clone());
             donor.notice.clone().or(detail).filter(|detail| !detail.is_empty())
         })
     });

@@ -39,7 +39,7 @@ impl Tab {
     }
 
     fn default() -> Settings {
-        Settings::for_machine(browser::memory_gib())
+        Settings::for_machine(browser::memory_gib(), browser::cores())
     }
 
     /// Hears of the page's life: shown, hidden, frozen, closed, on battery.

@@ -50,6 +50,8 @@ fn optimise(wasm: &Path) -> Result<()> {
     let features = ["--enable-simd", "--enable-bulk-memory", "--enable-reference-types"];
     let more =
         ["--enable-nontrapping-float-to-int", "--enable-sign-ext", "--enable-mutable-globals"];
+    // Only the module that has such instructions gets any.
+    let features = features.into_iter().chain(["--enable-relaxed-simd"]);
     let mut command = Command::new("wasm-opt");
     command.args(["-Os", "--enable-multivalue"]).args(features).args(more);
     match command.arg(wasm).arg("-o").arg(&smaller).output() {

@@ -1,6 +1,7 @@
 //! `cargo xtask test`: every check of the checkout, in steps; each is timed, all are run even
 //! when one fails, and the closing line counts what the test runners counted.
 
+mod arm;
 mod count;
 mod report;
 
@@ -63,6 +64,7 @@ pub fn run(all_models: bool) -> Result<bool> {
         });
         check_sources(&mut report);
         run_tests(&mut report)?;
+        report.step("arm", arm::run);
         fuzz(&mut report);
         report.step("doc", || {
             let mut command =
@@ -70,6 +72,13 @@ pub fn run(all_models: bool) -> Result<bool> {
             quiet(command.env("RUSTDOCFLAGS", DOC_FLAGS), BUILD_MAX)
         });
     }
+    Ok(report.close())
+}
+
+/// Only the engine's tests on AArch64; `false` if something failed.
+pub fn run_arm() -> Result<bool> {
+    let mut report = Report::default();
+    report.step("arm", arm::run);
     Ok(report.close())
 }
 

@@ -10,7 +10,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("worker", &["worker-core", "shards", "engine", "protocol", "model"]),
     ("shards", &["worker-core", "engine", "protocol", "model"]),
     ("web", &["api"]),
-    ("browser-worker", &["worker-core", "shards", "engine", "protocol", "api"]),
+    ("browser-worker", &["worker-core", "shards", "engine", "model", "protocol", "api"]),
     ("scheduler", &["protocol"]),
     ("worker-core", &["protocol"]),
     ("engine", &["model", "numerics", "shaders"]),

@@ -26,7 +26,11 @@ impl Real {
         };
         let name = std::env::var("WEFT_BENCH_MODEL").unwrap_or_else(|_| "smollm2-135m".into());
         let real = Real::read(&Path::new(&folder).join(format!("{name}.gguf")), name);
-        println!("{}: {:.1} MB of weights read per token", real.name, real.token_bytes as f64 / 1e6);
+        println!(
+            "{}: {:.1} MB of weights read per token",
+            real.name,
+            real.token_bytes as f64 / 1e6
+        );
         Some(real)
     }
 

@@ -71,11 +71,13 @@ fn rows<F: Format, P: Products, const R: usize, const N: usize>(
     let blocks_per_cell = F::LAYOUT.cell_cols() / BLOCK_COLS;
     let cells = cells.chunks_exact(F::LAYOUT.cell_bytes());
     let columns = columns.map(|x| &x[..cells.len() * blocks_per_cell]);
-    // SAFETY: NEON is in the baseline of every target that has this module.
-    let mut acc: Sums<R, N> = [[unsafe { vdupq_n_f32(0.0) }; N]; R];
+    let mut acc: Sums<R, N> = [zero_floats(); R];
     for (c, cell) in cells.enumerate() {
         for b in 0..blocks_per_cell {
-            let x = columns.each_ref().map(|x| &x[c * blocks_per_cell + b]);
+            let mut x = [&QuantBlock::ZERO; N];
+            for n in 0..N {
+                x[n] = &columns[n][c * blocks_per_cell + b];
+            }
             step::<F, P, R, N>(products, cell, b, first, &x, &mut acc);
         }
     }
@@ -98,24 +100,18 @@ fn step<F: Format, P: Products, const R: usize, const N: usize>(
     x: &[&QuantBlock; N],
     acc: &mut Sums<R, N>,
 ) {
-    let whole = |n: usize| x[n].sums[0] + x[n].sums[1];
     match F::LAYOUT {
         Layout::Q4S => {
-            let pair = |p: usize, r: usize| nibbles(load(cell, p * 64 + r * 16));
-            let start = minus::<R, N>(|n| 8 * whole(n));
-            let dots = dots::<P, 0, 2, R, N>(products, start, first, x, pair);
+            let dots = dots::<F, P, 0, 2, R, N>(products, 8, cell, first, x);
             scaled(acc, &halves(&cell[256..288], first), x, dots);
         }
         Layout::Q4M => {
-            let pair = |p: usize, r: usize| nibbles(load(cell, p * 64 + r * 16));
-            let dots = dots::<P, 0, 2, R, N>(products, minus(|_| 0), first, x, pair);
+            let dots = dots::<F, P, 0, 2, R, N>(products, 0, cell, first, x);
             scaled(acc, &halves(&cell[256..288], first), x, dots);
             plus_min(acc, &halves(&cell[288..320], first), x);
         }
         Layout::Q5S => {
-            let pair = |p: usize, r: usize| q5_pair(cell, p, r);
-            let start = minus::<R, N>(|n| 16 * whole(n));
-            let dots = dots::<P, 0, 2, R, N>(products, start, first, x, pair);
+            let dots = dots::<F, P, 0, 2, R, N>(products, 16, cell, first, x);
             scaled(acc, &halves(&cell[320..352], first), x, dots);
         }
         Layout::Q8 => {
@@ -126,56 +122,66 @@ fn step<F: Format, P: Products, const R: usize, const N: usize>(
             let block = &cell[64 + b * 288..64 + (b + 1) * 288];
             let d = times(&halves(&cell[..32], first), &unsigned(&block[..16], first));
             let m = times(&halves(&cell[32..64], first), &unsigned(&block[16..32], first));
-            let pair = |p: usize, r: usize| nibbles(load(block, 32 + p * 64 + r * 16));
-            let dots = dots::<P, 0, 2, R, N>(products, minus(|_| 0), first, x, pair);
+            let dots = dots::<F, P, 0, 2, R, N>(products, 0, &block[32..], first, x);
             scaled(acc, &d, x, dots);
-            // SAFETY: NEON is in the baseline of every target that has this module.
-            plus_min(acc, &m.map(|m| unsafe { vnegq_f32(m) }), x);
+            // Minus m, exactly.
+            minus_min(acc, &m, x);
         }
         Layout::Q6K => {
             let block = &cell[32 + b * 416..32 + (b + 1) * 416];
             let d = halves::<R>(&cell[..32], first);
-            let pair = |p: usize, r: usize| q6_pair(block, p, r);
-            let start = minus::<R, N>(|n| 32 * x[n].sums[0]);
-            let low = dots::<P, 0, 1, R, N>(products, start, first, x, pair);
+            let low = dots::<F, P, 0, 1, R, N>(products, 32, &block[32..], first, x);
             scaled(acc, &times(&d, &signed(&block[..16], first)), x, low);
-            let start = minus::<R, N>(|n| 32 * x[n].sums[1]);
-            let high = dots::<P, 1, 2, R, N>(products, start, first, x, pair);
+            let high = dots::<F, P, 1, 2, R, N>(products, 32, &block[32..], first, x);
             scaled(acc, &times(&d, &signed(&block[16..32], first)), x, high);
         }
         Layout::F16 | Layout::F32 => unreachable!("row-major layouts have no tiles"),
     }
 }
 
-/// Dots that begin at minus each column's offset.
+/// Dots of columns `16·FROM .. 16·TO` of a block whose quants have at most 6 bits, unsigned
+/// and too large by `offset`: all of them fit into 16 bits (see [`Widening`]).
+// (No closures from here on: the compiler does not always inline them.)
 #[inline(always)]
-fn minus<const R: usize, const N: usize>(offset: impl Fn(usize) -> i32) -> Dots<R, N> {
-    // SAFETY: NEON is in the baseline of every target that has this module.
-    let columns: [int32x4_t; N] = std::array::from_fn(|n| unsafe { vdupq_n_s32(-offset(n)) });
-    [columns; R]
-}
-
-/// Adds the dots of columns `16·FROM .. 16·TO` of a block with quants of at most 6 bits,
-/// unsigned: all of them fit into 16 bits (see [`Widening`]). `pair(p, r)` gives groups 2p
-/// and 2p + 1 of vector r.
-#[inline(always)]
-fn dots<P: Products, const FROM: usize, const TO: usize, const R: usize, const N: usize>(
+fn dots<
+    F: Format,
+    P: Products,
+    const FROM: usize,
+    const TO: usize,
+    const R: usize,
+    const N: usize,
+>(
     products: P,
-    mut dots: Dots<R, N>,
+    offset: i32,
+    plane: &[u8],
     first: usize,
     x: &[&QuantBlock; N],
-    pair: impl Fn(usize, usize) -> [int8x16_t; 2],
 ) -> Dots<R, N> {
-    let mut sums = dots.map(|dots| dots.map(|dot| products.begin(dot)));
-    for half in FROM..TO {
-        let x = x.map(|x| signed_bytes(&x.q[16 * half..]));
+    let zero = zero_dots::<R, N>();
+    let mut dots = zero;
+    for n in 0..N {
+        let sum: i32 = x[n].sums[FROM..TO].iter().sum();
         for r in 0..R {
-            let [first_pair, second_pair] = [0, 1].map(|i| pair(2 * half + i, first + r));
+            // SAFETY: NEON is in the baseline of every target that has this module.
+            dots[r][n] = unsafe { vdupq_n_s32(-offset * sum) };
+        }
+    }
+    let mut sums = [[products.begin(zero[0][0]); N]; R];
+    for r in 0..R {
+        for n in 0..N {
+            sums[r][n] = products.begin(dots[r][n]);
+        }
+    }
+    for half in FROM..TO {
+        let q = quants(half, x);
+        for r in 0..R {
+            let low = pair::<F>(plane, 2 * half, first + r);
+            let high = pair::<F>(plane, 2 * half + 1, first + r);
             for n in 0..N {
-                let sum = products.add::<0>(sums[r][n], first_pair[0], x[n]);
-                let sum = products.add::<1>(sum, first_pair[1], x[n]);
-                let sum = products.add::<2>(sum, second_pair[0], x[n]);
-                sums[r][n] = products.add::<3>(sum, second_pair[1], x[n]);
+                let sum = products.add::<0>(sums[r][n], low[0], q[n]);
+                let sum = products.add::<1>(sum, low[1], q[n]);
+                let sum = products.add::<2>(sum, high[0], q[n]);
+                sums[r][n] = products.add::<3>(sum, high[1], q[n]);
             }
         }
     }
@@ -187,6 +193,35 @@ fn dots<P: Products, const FROM: usize, const TO: usize, const R: usize, const N
     dots
 }
 
+#[inline(always)]
+fn zero_dots<const R: usize, const N: usize>() -> Dots<R, N> {
+    // SAFETY: NEON is in the baseline of every target that has this module.
+    [[unsafe { vdupq_n_s32(0) }; N]; R]
+}
+
+/// Activations of columns `16·half ..`.
+#[inline(always)]
+fn quants<const N: usize>(half: usize, x: &[&QuantBlock; N]) -> [int8x16_t; N] {
+    // SAFETY: NEON is in the baseline of every target that has this module.
+    let mut quants = [unsafe { vdupq_n_s8(0) }; N];
+    for n in 0..N {
+        let sixteen = &x[n].q[16 * half..16 * half + 16];
+        // SAFETY: the slice has 16 bytes; the load needs no alignment.
+        quants[n] = unsafe { vld1q_s8(sixteen.as_ptr()) };
+    }
+    quants
+}
+
+/// Groups 2p and 2p + 1 of vector r. `plane` begins with the block's nibbles.
+#[inline(always)]
+fn pair<F: Format>(plane: &[u8], p: usize, r: usize) -> [int8x16_t; 2] {
+    match F::LAYOUT {
+        Layout::Q5S => q5_pair(plane, p, r),
+        Layout::Q6K => q6_pair(plane, p, r),
+        _ => nibbles(load(plane, p * 64 + r * 16)),
+    }
+}
+
 /// Dots of signed bytes, two groups of columns a time.
 #[inline(always)]
 fn q8_dots<P: Products, const R: usize, const N: usize>(
@@ -195,18 +230,19 @@ fn q8_dots<P: Products, const R: usize, const N: usize>(
     first: usize,
     x: &[&QuantBlock; N],
 ) -> Dots<R, N> {
-    let mut dots: Dots<R, N> = minus(|_| 0);
+    let mut dots = zero_dots::<R, N>();
     for half in 0..2 {
-        let x = x.map(|x| signed_bytes(&x.q[16 * half..]));
+        let q = quants(half, x);
         for r in 0..R {
-            let group = |g: usize| load(cell, (4 * half + g) * 64 + (first + r) * 16);
-            // SAFETY: NEON is in the baseline of every target that has this module.
-            let w = [0, 1, 2, 3].map(|g| unsafe { vreinterpretq_s8_u8(group(g)) });
+            let at = 4 * half * 64 + (first + r) * 16;
             for n in 0..N {
-                let sum = products.add::<0>(products.begin(dots[r][n]), w[0], x[n]);
-                let dot = products.end(dots[r][n], products.add::<1>(sum, w[1], x[n]));
-                let sum = products.add::<2>(products.begin(dot), w[2], x[n]);
-                dots[r][n] = products.end(dot, products.add::<3>(sum, w[3], x[n]));
+                let sum = products.begin(dots[r][n]);
+                let sum = products.add::<0>(sum, bytes(cell, at), q[n]);
+                let sum = products.add::<1>(sum, bytes(cell, at + 64), q[n]);
+                let dot = products.end(dots[r][n], sum);
+                let sum = products.add::<2>(products.begin(dot), bytes(cell, at + 128), q[n]);
+                let sum = products.add::<3>(sum, bytes(cell, at + 192), q[n]);
+                dots[r][n] = products.end(dot, sum);
             }
         }
     }
@@ -247,10 +283,29 @@ fn plus_min<const R: usize, const N: usize>(
     }
 }
 
+/// `acc + (−m)·s`.
+#[inline(always)]
+fn minus_min<const R: usize, const N: usize>(
+    acc: &mut Sums<R, N>,
+    m: &[float32x4_t; R],
+    x: &[&QuantBlock; N],
+) {
+    let mut negative = *m;
+    for r in 0..R {
+        // SAFETY: NEON is in the baseline of every target that has this module.
+        negative[r] = unsafe { vnegq_f32(m[r]) };
+    }
+    plus_min(acc, &negative, x);
+}
+
 #[inline(always)]
 fn times<const R: usize>(a: &[float32x4_t; R], b: &[float32x4_t; R]) -> [float32x4_t; R] {
-    // SAFETY: NEON is in the baseline of every target that has this module.
-    std::array::from_fn(|r| unsafe { vmulq_f32(a[r], b[r]) })
+    let mut products = *a;
+    for r in 0..R {
+        // SAFETY: NEON is in the baseline of every target that has this module.
+        products[r] = unsafe { vmulq_f32(a[r], b[r]) };
+    }
+    products
 }
 
 /// 16 bytes at `offset`.
@@ -261,43 +316,55 @@ fn load(bytes: &[u8], offset: usize) -> uint8x16_t {
     unsafe { vld1q_u8(bytes.as_ptr()) }
 }
 
-/// The first 16 of some quants.
+/// 16 signed bytes at `offset`.
 #[inline(always)]
-fn signed_bytes(q: &[i8]) -> int8x16_t {
-    let q = &q[..16];
-    // SAFETY: the slice has 16 bytes; the load needs no alignment.
-    unsafe { vld1q_s8(q.as_ptr()) }
+fn bytes(bytes: &[u8], offset: usize) -> int8x16_t {
+    // SAFETY: NEON is in the baseline of every target that has this module.
+    unsafe { vreinterpretq_s8_u8(load(bytes, offset)) }
+}
+
+#[inline(always)]
+fn zero_floats<const R: usize>() -> [float32x4_t; R] {
+    // SAFETY: NEON is in the baseline of every target that has this module.
+    [unsafe { vdupq_n_f32(0.0) }; R]
 }
 
 /// Vectors `first .. first + R` of 16 f16, as f32.
 #[inline(always)]
 fn halves<const R: usize>(bytes: &[u8], first: usize) -> [float32x4_t; R] {
-    std::array::from_fn(|r| {
+    let mut floats = zero_floats();
+    for r in 0..R {
         let four = &bytes[(first + r) * 8..(first + r) * 8 + 8];
         // SAFETY: the slice has 8 bytes; the load needs no alignment.
-        unsafe { vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(four.as_ptr()))) }
-    })
+        floats[r] = unsafe { vcvt_f32_f16(vreinterpret_f16_u8(vld1_u8(four.as_ptr()))) };
+    }
+    floats
 }
 
 /// Vectors `first .. first + R` of 16 bytes as f32, unsigned.
 #[inline(always)]
 fn unsigned<const R: usize>(bytes: &[u8], first: usize) -> [float32x4_t; R] {
-    std::array::from_fn(|r| {
+    let mut floats = zero_floats();
+    for r in 0..R {
         // SAFETY: NEON is in the baseline of every target that has this module.
-        unsafe { vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(four(bytes, first + r))))) }
-    })
+        floats[r] =
+            unsafe { vcvtq_f32_u32(vmovl_u16(vget_low_u16(vmovl_u8(four(bytes, first + r))))) };
+    }
+    floats
 }
 
 /// Vectors `first .. first + R` of 16 bytes as f32, signed.
 #[inline(always)]
 fn signed<const R: usize>(bytes: &[u8], first: usize) -> [float32x4_t; R] {
-    std::array::from_fn(|r| {
+    let mut floats = zero_floats();
+    for r in 0..R {
         // SAFETY: NEON is in the baseline of every target that has this module.
-        unsafe {
+        floats[r] = unsafe {
             let eight = vmovl_s8(vreinterpret_s8_u8(four(bytes, first + r)));
             vcvtq_f32_s32(vmovl_s16(vget_low_s16(eight)))
-        }
-    })
+        };
+    }
+    floats
 }
 
 /// Four bytes, those of vector `r`, twice.
@@ -317,7 +384,7 @@ fn nibbles(w: uint8x16_t) -> [int8x16_t; 2] {
     }
 }
 
-/// Unsigned 5-bit quants.
+/// Unsigned 5-bit quants of a cell of `Q5S`.
 #[inline(always)]
 fn q5_pair(cell: &[u8], p: usize, r: usize) -> [int8x16_t; 2] {
     /// Byte 0 of each row's word, in all four of its bytes.
@@ -329,27 +396,36 @@ fn q5_pair(cell: &[u8], p: usize, r: usize) -> [int8x16_t; 2] {
         let spread = vaddq_u8(vld1q_u8(SPREAD.as_ptr()), vdupq_n_u8(p as u8));
         let bits = vqtbl1q_u8(load(cell, 256 + r * 16), spread);
         // Bit k of a row's nibble of bits, for k = 0..4 in its four bytes; even and odd groups.
-        let fifth = [0x0804_0201u32, 0x8040_2010].map(|bit| {
-            let set = vtstq_u8(bits, vreinterpretq_u8_u32(vdupq_n_u32(bit)));
-            vreinterpretq_s8_u8(vandq_u8(set, vdupq_n_u8(16)))
-        });
-        [vorrq_s8(low, fifth[0]), vorrq_s8(high, fifth[1])]
+        [vorrq_s8(low, fifth(bits, 0x0804_0201)), vorrq_s8(high, fifth(bits, 0x8040_2010))]
     }
 }
 
-/// Unsigned 6-bit quants of a block of `Q6K`.
+/// 16 in each byte of `bits` that has any of those of `mask`.
 #[inline(always)]
-fn q6_pair(block: &[u8], p: usize, r: usize) -> [int8x16_t; 2] {
-    let [low, high] = nibbles(load(block, 32 + p * 64 + r * 16));
-    let highs = load(block, 288 + p / 2 * 64 + r * 16);
+fn fifth(bits: uint8x16_t, mask: u32) -> int8x16_t {
+    // SAFETY: NEON is in the baseline of every target that has this module.
+    unsafe {
+        let set = vtstq_u8(bits, vreinterpretq_u8_u32(vdupq_n_u32(mask)));
+        vreinterpretq_s8_u8(vandq_u8(set, vdupq_n_u8(16)))
+    }
+}
+
+/// Unsigned 6-bit quants of a block of `Q6K`, from its nibbles on.
+#[inline(always)]
+fn q6_pair(plane: &[u8], p: usize, r: usize) -> [int8x16_t; 2] {
+    let [low, high] = nibbles(load(plane, p * 64 + r * 16));
+    let highs = load(plane, 256 + p / 2 * 64 + r * 16);
     // SAFETY: NEON is in the baseline of every target that has this module.
     unsafe {
         // Bits 2j, 2j + 1 of each byte to bits 4 and 5.
-        let moved = match p % 2 {
+        let [even, odd] = match p % 2 {
             0 => [vshlq_n_u8::<4>(highs), vshlq_n_u8::<2>(highs)],
             _ => [highs, vshrq_n_u8::<2>(highs)],
         };
-        let upper = moved.map(|m| vreinterpretq_s8_u8(vandq_u8(m, vdupq_n_u8(0x30))));
-        [vorrq_s8(low, upper[0]), vorrq_s8(high, upper[1])]
+        let upper = vdupq_n_u8(0x30);
+        [
+            vorrq_s8(low, vreinterpretq_s8_u8(vandq_u8(even, upper))),
+            vorrq_s8(high, vreinterpretq_s8_u8(vandq_u8(odd, upper))),
+        ]
     }
 }

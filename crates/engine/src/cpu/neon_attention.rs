@@ -24,12 +24,14 @@ pub(crate) fn score_keys(query: &[f32], k: &[f32], start: usize, factor: f32, sc
 /// Lanes `first`, `first + 2` .. `first + 14`, folded.
 #[inline(always)]
 fn octet(query: &[f32], k: &[f32], start: usize, first: usize) -> Sums {
-    let quad = |lane: usize| {
-        let low = plus(stripe(query, k, start, lane), stripe(query, k, start, lane + 8));
-        plus(low, plus(stripe(query, k, start, lane + 4), stripe(query, k, start, lane + 12)))
-    };
-    let even = quad(first);
-    plus(even, quad(first + 2))
+    plus(quad(query, k, start, first), quad(query, k, start, first + 2))
+}
+
+/// Lanes `lane`, `lane + 4` .. `lane + 12`, folded.
+#[inline(always)]
+fn quad(query: &[f32], k: &[f32], start: usize, lane: usize) -> Sums {
+    let low = plus(stripe(query, k, start, lane), stripe(query, k, start, lane + 8));
+    plus(low, plus(stripe(query, k, start, lane + 4), stripe(query, k, start, lane + 12)))
 }
 
 /// Lane `lane` of the striped sum of 16 keys: elements lane, lane + 16 .. of the head.
@@ -54,8 +56,12 @@ fn stripe(query: &[f32], k: &[f32], start: usize, lane: usize) -> Sums {
 
 #[inline(always)]
 fn plus(a: Sums, b: Sums) -> Sums {
-    // SAFETY: NEON is in the baseline of every target that has this module.
-    std::array::from_fn(|i| unsafe { vaddq_f32(a[i], b[i]) })
+    let mut sums = a;
+    for i in 0..4 {
+        // SAFETY: NEON is in the baseline of every target that has this module.
+        sums[i] = unsafe { vaddq_f32(a[i], b[i]) };
+    }
+    sums
 }
 
 /// `out += p·v`, keys ascending for every element: V is `[p.len()][hd]`.
@@ -86,8 +92,10 @@ fn add_block<const N: usize>(p: &[f32], v: &[f32], start: usize, out: &mut [f32]
     // SAFETY: the slice has 4·N floats, and V has a row of `head_dim` for each p, asserted
     // by the caller.
     unsafe {
-        let mut sums: [float32x4_t; N] =
-            std::array::from_fn(|i| vld1q_f32(out.as_ptr().add(4 * i)));
+        let mut sums = [vdupq_n_f32(0.0); N];
+        for (i, sum) in sums.iter_mut().enumerate() {
+            *sum = vld1q_f32(out.as_ptr().add(4 * i));
+        }
         for (n, &p) in p.iter().enumerate() {
             let row = v.as_ptr().add(n * head_dim + start);
             for (i, sum) in sums.iter_mut().enumerate() {

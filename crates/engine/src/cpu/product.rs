@@ -39,6 +39,8 @@ pub(crate) fn tiles(matrix: &Matrix) -> usize {
 ///
 /// # Safety
 /// No other task may write the rows of those tiles (columns `16·tile ..` of `output`).
+// Once in a module, whoever calls it.
+#[inline(never)]
 pub(crate) unsafe fn product(
     isa: Isa,
     matrix: &Matrix,
@@ -163,11 +165,14 @@ impl Task<'_> {
                     self.store(tile, t, &sums);
                     t += 4;
                 }
-                if t + 2 <= columns.end
-                    && let Some(sums) = wasm::quantised::<F, 2>(isa, cells, [row(t), row(t + 1)])
-                {
-                    self.store(tile, t, &sums);
-                    t += 2;
+                let left = columns.end - t;
+                // Two or three, and the last one again: code for two would be half as much again.
+                if (2..4).contains(&left) {
+                    let group = std::array::from_fn(|n| row(t + n.min(left - 1)));
+                    if let Some(sums) = wasm::quantised::<F, 4>(isa, cells, group) {
+                        self.store(tile, t, &sums[..left]);
+                        t += left;
+                    }
                 }
                 while t < columns.end {
                     let sums = wasm::quantised::<F, 1>(isa, cells, [row(t)])
@@ -204,7 +209,7 @@ impl Task<'_> {
     ///
     /// # Safety
     /// As [`product`].
-    unsafe fn store<const N: usize>(&self, tile: usize, first: usize, sums: &[Lanes; N]) {
+    unsafe fn store(&self, tile: usize, first: usize, sums: &[Lanes]) {
         let start = tile * TILE_ROWS;
         let rows = start..(start + TILE_ROWS).min(self.matrix.rows);
         for (n, sums) in sums.iter().enumerate() {
