@@ -68,12 +68,21 @@ fn expected(matrix: &Matrix, class: Class, r: usize, x: &[f32], bias: Option<&[f
     bias.map_or(sum, |bias| sum + bias[r])
 }
 
+/// Operands of which every integer sum is as large as can be.
+#[derive(Clone, Copy)]
+struct Fill {
+    /// Every byte of the quants.
+    byte: u8,
+    /// Of the activations, by turns: each becomes a quant of ±127.
+    signs: [f32; 3],
+}
+
 struct Case {
     layout: Layout,
     rows: usize,
     cols: usize,
     columns: usize,
-    fill: Option<u8>,
+    fill: Option<Fill>,
     bias: bool,
     seed: u64,
 }
@@ -81,12 +90,12 @@ struct Case {
 fn check(case: &Case) {
     let Case { layout, rows, cols, columns, fill, .. } = *case;
     let mut random = Random::new(case.seed);
-    let bytes = random_cells(layout, rows, cols, fill, &mut random);
+    let byte = fill.map(|fill| fill.byte);
+    let bytes = random_cells(layout, rows, cols, byte, &mut random);
     let plain = unpack(dequant::Matrix::new(layout, rows, cols, &bytes).expect("its length"));
     let weights = Weights::new(layout, rows, cols, bytes);
     let input = match fill {
-        // Every quant ±127: where integer sums are largest.
-        Some(_) => (0..columns * cols).map(|i| if i % 3 == 0 { -1.5 } else { 1.5 }).collect(),
+        Some(Fill { signs, .. }) => (0..columns * cols).map(|i| signs[i % 3] * 1.5).collect(),
         None => random_floats(&mut random, columns * cols),
     };
     let bias = case.bias.then(|| random_floats(&mut random, rows));
@@ -150,11 +159,14 @@ pub fn the_largest_integer_sums_do_not_saturate() {
         if !layout.is_tiled() {
             continue;
         }
-        for fill in [0x00, 0x7f, 0x80, 0x81, 0xff] {
-            for columns in [1, 4, 8] {
-                let seed = 2000 + i as u64;
-                let fill = Some(fill);
-                check(&Case { layout, rows: 16, cols: 512, columns, fill, bias: false, seed });
+        for byte in [0x00, 0x7f, 0x80, 0x81, 0xff] {
+            // All of one sign add up in every order; mixed ones may not cancel what overflowed.
+            for signs in [[1.0; 3], [-1.0; 3], [-1.0, 1.0, 1.0]] {
+                for columns in [1, 4, 8] {
+                    let seed = 2000 + i as u64;
+                    let fill = Some(Fill { byte, signs });
+                    check(&Case { layout, rows: 16, cols: 512, columns, fill, bias: false, seed });
+                }
             }
         }
     }

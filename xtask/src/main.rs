@@ -30,6 +30,8 @@ Usage: cargo xtask COMMAND
                           measure decode and prefill over local workers
   bench --wasm            the same of the engine inside WASM, in Node and in Chromium
   bench --tab [--rounds N]  the same of all layers in one tab of headless Chromium
+  bench --webgpu          the GPU kernels in headless Chromium, beside onnxruntime-web, whose
+                          npm package lies in the folder that WEFT_ONNXRUNTIME_WEB names
   bench --peers [--rounds N] [--markdown FILE]
                           the CPU engine beside llama.cpp, whose programs lie in the folder
                           that WEFT_LLAMA_CPP names

@@ -10,6 +10,11 @@ use crate::process::output;
 /// The target that the pure crates must compile for.
 pub const WASM: &str = "wasm32-unknown-unknown";
 
+/// Whether this is continuous integration: what is missing is installed there, not skipped.
+pub fn is_ci() -> bool {
+    std::env::var("CI").is_ok_and(|ci| ci == "true" || ci == "1")
+}
+
 /// Makes sure of git, rustfmt, clippy and the wasm target; adds the latter through rustup.
 pub fn ensure() -> Result<()> {
     output(Command::new("git").arg("--version")).context("git is needed: install it")?;

@@ -1,6 +1,6 @@
 //! What tests in browsers call, in place of the worker.
 
-use engine::gpu::kernels::{Variant, cases};
+use engine::gpu::kernels::{Variant, cases, measure};
 use serde_json::{Value, json};
 use wasm_bindgen::prelude::*;
 
@@ -13,16 +13,7 @@ use wasm_bindgen::prelude::*;
 /// There is no GPU; in words.
 #[wasm_bindgen]
 pub async fn run_kernel_cases() -> Result<String, JsValue> {
-    let words = |error: &dyn std::fmt::Display| JsValue::from_str(&error.to_string());
-    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
-    let adapter = instance.request_adapter(&wgpu::RequestAdapterOptions::default()).await;
-    let adapter = adapter.map_err(|e| words(&e))?;
-    let request = wgpu::DeviceDescriptor {
-        required_features: adapter.features() & Variant::FEATURES,
-        required_limits: adapter.limits(),
-        ..Default::default()
-    };
-    let (device, queue) = adapter.request_device(&request).await.map_err(|e| words(&e))?;
+    let (device, queue) = open().await?;
     let mut variants = Vec::new();
     for variant in Variant::ALL {
         let start = super::js::now_ms();
@@ -46,5 +37,47 @@ pub async fn run_kernel_cases() -> Result<String, JsValue> {
         let name = variant.name();
         variants.push(json!({ "name": name, "problem": problem, "ms": ms, "cases": cases }));
     }
-    serde_json::to_string(&json!({ "variants": variants })).map_err(|e| words(&e))
+    Ok(json!({ "variants": variants }).to_string())
+}
+
+/// Measures the kernels whose name contains `filter`, of each variant that such a GPU has:
+/// `[{"name", "seconds", "bytes", "flops"}]` as JSON, see [`measure::Measured`].
+///
+/// # Errors
+/// There is no GPU, or it failed; in words.
+#[wasm_bindgen]
+pub async fn measure_kernels(filter: String) -> Result<String, JsValue> {
+    let (device, queue) = open().await?;
+    let mut rows: Vec<Value> = Vec::new();
+    let now = || super::js::now_ms() / 1e3;
+    for variant in Variant::ALL {
+        if variant.unsupported(&device).is_some() {
+            continue;
+        }
+        let mut report = |found: &measure::Measured| {
+            let name = format!("{}, {}", found.name, variant.name());
+            let (seconds, bytes, flops) = (found.seconds, found.bytes, found.flops);
+            rows.push(json!({"name": name, "seconds": seconds, "bytes": bytes, "flops": flops}));
+        };
+        let done = measure::measure_all(&device, &queue, variant, &filter, &now, &mut report);
+        done.await.map_err(|e| words(&e))?;
+    }
+    Ok(Value::from(rows).to_string())
+}
+
+/// A software GPU if there is no other.
+async fn open() -> Result<(wgpu::Device, wgpu::Queue), JsValue> {
+    let instance = wgpu::Instance::new(wgpu::InstanceDescriptor::new_without_display_handle());
+    let adapter = instance.request_adapter(&wgpu::RequestAdapterOptions::default()).await;
+    let adapter = adapter.map_err(|e| words(&e))?;
+    let request = wgpu::DeviceDescriptor {
+        required_features: adapter.features() & Variant::FEATURES,
+        required_limits: adapter.limits(),
+        ..Default::default()
+    };
+    adapter.request_device(&request).await.map_err(|e| words(&e))
+}
+
+fn words(error: &dyn std::fmt::Display) -> JsValue {
+    JsValue::from_str(&error.to_string())
 }

@@ -30,7 +30,7 @@ const ATTENTION_ROWS: usize = 16;
 /// Tasks per thread and command, so that a thread that lags does not hold up the others.
 const TASKS_PER_THREAD: usize = 4;
 /// Products of a weight and an activation in one task, at most (a task has a whole tile at
-/// least): some tens of microseconds, which is what a thread that lags holds the others up.
+/// least): with AVX2 some tens of microseconds, by which a thread that lags holds up the others.
 const TASK_PRODUCTS: usize = 1 << 21;
 /// Rows from which an op on rows is worth more than one thread.
 const PARALLEL_ROWS_MIN: usize = 8;
@@ -241,6 +241,14 @@ impl Machine {
         fault.result()
     }
 
+    /// The plan's products, by number.
+    pub(crate) fn products(&self) -> impl Iterator<Item = &[Factor]> {
+        self.plan.iter().filter_map(|command| match command {
+            Command::Product { factors, .. } => Some(&factors[..]),
+            _ => None,
+        })
+    }
+
     /// Product `number` of the plan.
     fn product(
         &self,
@@ -277,10 +285,12 @@ impl Machine {
             unsafe { chief.finish(&matrices, &biases, rows, &outputs, &run) };
         } else {
             let total: usize = matrices.iter().map(|m| tiles(m)).sum();
-            let products: usize = matrices.iter().map(|m| m.rows * m.cols * rows).sum();
             let tasks = match self.pool.threads() {
                 1 => 1,
-                n => (n * TASKS_PER_THREAD).max(products / TASK_PRODUCTS).min(total),
+                n => {
+                    let products: usize = matrices.iter().map(|m| m.rows * m.cols * rows).sum();
+                    (n * TASKS_PER_THREAD).max(products / TASK_PRODUCTS).min(total)
+                }
             };
             self.pool.run(tasks, &|i| {
                 // The matrices' tiles are numbered through; a task's share may touch several.

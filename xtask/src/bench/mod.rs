@@ -10,6 +10,7 @@ mod tab;
 mod table;
 mod wasm;
 mod webdriver;
+mod webgpu;
 
 use std::path::PathBuf;
 
@@ -54,6 +55,7 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     match arguments.split_first() {
         Some((flag, rest)) if flag == "--wasm" => return wasm::run(rest),
         Some((flag, rest)) if flag == "--tab" => return tab::run(rest),
+        Some((flag, rest)) if flag == "--webgpu" => return webgpu::run(rest),
         Some((flag, rest)) if flag == "--peers" => return peers::run(rest),
         _ => {}
     }

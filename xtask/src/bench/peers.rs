@@ -120,7 +120,7 @@ impl Bench {
             let _busy = Busy::start();
             for (threads, row) in (1..).zip(&mut rows) {
                 let [_, our] = ours(&self.speed, &self.model, threads)?;
-                let [_, theirs] = self.llama.rates(&self.model, threads, 16, 32)?;
+                let [_, theirs] = self.llama.rates(&self.model, threads, 16, DECODED)?;
                 eprintln!("round {round}, busy, {threads} thread(s): {our:.0} {theirs:.0}");
                 row.engines[0].push(our);
                 row.engines[1].push(theirs);

@@ -4,12 +4,18 @@ use std::ffi::OsString;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
-use anyhow::{Context, Result};
+use std::time::Duration;
 
-use crate::process::{cargo, output};
+use anyhow::{Context, Result, anyhow, ensure};
+
+use crate::process::{cargo, output, tail, watch};
+use crate::tools;
 
 /// The version that is installed.
 const WASM_PACK: &str = "0.15.1";
+
+/// Longest time to install one of them.
+const INSTALL_MAX: Duration = Duration::from_secs(1200);
 
 /// How to call it.
 pub struct Tools {
@@ -30,7 +36,6 @@ pub fn find_or_install(target: &Path) -> Result<Result<Tools, String>> {
     let before = std::env::var_os("PATH").unwrap_or_default();
     let folders = std::iter::once(root.join("bin")).chain(std::env::split_paths(&before));
     let path = std::env::join_paths(folders).context("the target folder's path has a colon")?;
-    let ci = std::env::var("CI").is_ok_and(|ci| ci == "true" || ci == "1");
     let wanted =
         [("wasm-pack", "wasm-pack", None), ("wasm-bindgen", "wasm-bindgen-cli", Some(&bindgen))];
     for (program, package, exactly) in wanted {
@@ -38,7 +43,7 @@ pub fn find_or_install(target: &Path) -> Result<Result<Tools, String>> {
         if version.as_ref().is_some_and(|v| exactly.is_none_or(|exactly| v == exactly)) {
             continue;
         }
-        if !ci {
+        if !tools::is_ci() {
             let there = version.map_or("is not installed".to_owned(), |v| format!("is {v}"));
             let wanted = exactly.map_or(String::new(), |v| format!(" ({v} is needed)"));
             return Ok(Err(format!("{program} {there}{wanted}, so it is not tried")));
@@ -47,7 +52,10 @@ pub fn find_or_install(target: &Path) -> Result<Result<Tools, String>> {
         println!("installing {package} {version}");
         // The package's own lock file may name what a mirror of the registry does not have yet.
         install(package, version, &root, &["--locked"])
-            .or_else(|_| install(package, version, &root, &[]))
+            .or_else(|first| {
+                println!("{first:#}; once more without its lock file");
+                install(package, version, &root, &[]).map_err(|e| anyhow!("{first:#}; then {e:#}"))
+            })
             .with_context(|| format!("{package} {version} cannot be installed"))?;
     }
     let on_path = std::env::split_paths(&path).map(|folder| folder.join("wasm-pack"));
@@ -62,7 +70,10 @@ fn install(package: &str, version: &str, root: &Path, flags: &[&str]) -> Result<
     for name in ["CARGO_TARGET_DIR", "RUSTFLAGS", "CARGO_ENCODED_RUSTFLAGS"] {
         install.env_remove(name);
     }
-    output(&mut install).map(drop)
+    let mut said = String::new();
+    let status = watch(&mut install, INSTALL_MAX, |line| said = said.clone() + line + "\n")?;
+    ensure!(status.success(), "{}", tail(&said));
+    Ok(())
 }
 
 /// What `PROGRAM --version` says behind the name.

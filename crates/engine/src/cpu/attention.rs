@@ -81,7 +81,8 @@ impl<E: Element> Attention<'_, E> {
                     let scored =
                         attend_page(isa, isa, query, k, v, keys, self.factor, first, state, out);
                     if scored.is_err() {
-                        fault = fault.and(Err(row));
+                        let first = fault.err().map_or(row, |other: usize| other.min(row));
+                        fault = Err(first);
                     }
                     if end <= start + PAGE_POSITIONS {
                         for o in out.iter_mut() {

@@ -211,50 +211,60 @@ impl<'a> Lab<'a> {
     }
 
     /// What a token costs with each of these kernels, ms: one row's product and a row's share
-    /// of a prefill's. The way there and back counts a little, the same for all. They take
-    /// turns, and the fastest of a few rounds counts: a machine that does something else in
-    /// between is no reason against the one whose turn it is.
+    /// of a prefill's; NaN where the device refuses them. The way there and back is spread over
+    /// many dispatches. They take turns, and the fastest of a few rounds counts: a machine that
+    /// does something else in between is no reason against the one whose turn it is.
     pub(super) async fn token_ms(
         &mut self,
         all: &[Kernels],
         clock: &impl Fn() -> f64,
         until: f64,
     ) -> Option<Vec<f64>> {
+        /// Rows of a step: a token of an answer, and some of a prompt.
+        const ROWS: [u32; 2] = [1, CHOICE_PREFILL_ROWS];
         let mut ops = Vec::new();
+        let mut best = Vec::new();
         for kernels in all {
             self.kernels = kernels.for_shapes(shapes_of(self.side));
-            ops.push((self.products(), [self.product(&self.matrix(0, CHOICE_ROWS))]));
+            let of = [self.products(), vec![self.product(&self.matrix(0, CHOICE_ROWS))]];
+            // The first use compiles, and is slow.
+            let device = &self.handle.device;
+            let refused = device.push_error_scope(wgpu::ErrorFilter::Validation);
+            let broken = device.push_error_scope(wgpu::ErrorFilter::Internal);
+            for (ops, rows) in of.iter().zip(ROWS) {
+                self.step(rows);
+                self.once_ms(ops, 1, clock).await?;
+            }
+            let works = [broken.pop().await, refused.pop().await].iter().all(Option::is_none);
+            best.push(if works { [f64::MAX; 2] } else { [f64::NAN; 2] });
+            ops.push(of);
         }
-        let mut dispatches = 1;
-        let mut best = vec![(f64::MAX, f64::MAX); all.len()];
-        for round in 0..=CHOICE_ROUNDS {
-            if round > CHOICE_ROUNDS_MIN && clock() > until {
+        // As many dispatches as a variant can be told from another by.
+        let mut dispatches = [1; 2];
+        for (which, rows) in ROWS.into_iter().enumerate() {
+            self.step(rows);
+            let n = &mut dispatches[which];
+            while *n < CHOICE_DISPATCHES_MAX
+                && self.once_ms(&ops[0][which], *n, clock).await? < CHOICE_MS
+            {
+                *n *= 2;
+            }
+        }
+        for round in 0..CHOICE_ROUNDS {
+            if round >= CHOICE_ROUNDS_MIN && clock() > until {
                 break;
             }
-            self.step(1);
-            for (i, (products, _)) in ops.iter().enumerate() {
-                let took = self.once_ms(products, dispatches, clock).await?;
-                best[i].0 = best[i].0.min(took);
-            }
-            self.step(CHOICE_PREFILL_ROWS);
-            for (i, (_, part)) in ops.iter().enumerate() {
-                let took = self.once_ms(part, 1, clock).await?;
-                best[i].1 = best[i].1.min(took);
-            }
-            if round == 0 {
-                // The first use of a kernel is slow, and does not count. As many dispatches
-                // from now on as a device can be told from another by.
-                self.step(1);
-                while dispatches < CHOICE_DISPATCHES_MAX
-                    && self.once_ms(&ops[0].0, dispatches, clock).await? < CHOICE_MS
-                {
-                    dispatches *= 2;
+            for (which, rows) in ROWS.into_iter().enumerate() {
+                self.step(rows);
+                for (ops, best) in ops.iter().zip(&mut best).filter(|(_, best)| !best[0].is_nan()) {
+                    let n = dispatches[which];
+                    let took = self.once_ms(&ops[which], n, clock).await? / n as f64;
+                    best[which] = best[which].min(took);
                 }
-                best.fill((f64::MAX, f64::MAX));
             }
         }
         let share = f64::from(self.side / CHOICE_ROWS) / f64::from(CHOICE_PREFILL_ROWS);
-        Some(best.iter().map(|(one, many)| one / dispatches as f64 + many * share).collect())
+        Some(best.into_iter().map(|[one, many]| one + many * share).collect())
     }
 
     /// Whether a matrix is too small to keep the device busy.

@@ -68,9 +68,11 @@ pub(super) async fn choose(handle: &Handle, name: &str) -> Result<Chosen, GpuErr
     let best = fastest(&timed);
     let said = |ms: f64| format!("{:.0} \u{b5}s for a token's share of a product", ms * 1e3);
     for (i, kernels) in passed.iter().enumerate().filter(|(i, _)| *i != best) {
-        let reason = match timed[i] < timed[best] {
-            true => format!("{}, too little less than {:.0}", said(timed[i]), timed[best] * 1e3),
-            false => format!("slower: {}, not {:.0}", said(timed[i]), timed[best] * 1e3),
+        let (this, chosen) = (timed[i], timed[best] * 1e3);
+        let reason = match () {
+            () if this.is_nan() => "the device refused it when it was timed".to_owned(),
+            () if this < timed[best] => format!("{}, too little less than {chosen:.0}", said(this)),
+            () => format!("slower: {}, not {chosen:.0}", said(this)),
         };
         rejected.push(reject(kernels.variant(), reason));
     }

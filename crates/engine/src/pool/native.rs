@@ -126,6 +126,8 @@ impl Pool {
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static Task>(task) };
         // SAFETY: the word is 0, since one caller at a time holds the lock and leaves it so.
         unsafe { *shared.job.get() = Some((erased, tasks)) };
+        // One of a job whose caller panicked as well was not taken note of.
+        shared.panicked.store(false, Ordering::Relaxed);
         shared.word.store(tasks as u64 * UNCLAIMED_ONE, Ordering::SeqCst);
         self.wake(&rests, tasks - 1);
 
@@ -159,11 +161,10 @@ impl Pool {
             return;
         }
         let waiting = self.now();
-        let end = waiting + patience(waiting - began, tasks);
-        let mut patient = true;
+        let mut end = patience(waiting - began, tasks).map(|patience| waiting + patience);
         while self.shared.active() {
-            if patient && self.now() >= end {
-                patient = false;
+            if end.is_some_and(|end| self.now() >= end) {
+                end = None;
                 for (i, (_, helper)) in self.helpers.iter().enumerate() {
                     if helper.busy.load(Ordering::Relaxed) {
                         helper.rests.store(true, Ordering::SeqCst);
@@ -346,6 +347,28 @@ mod tests {
     }
 
     #[test]
+    fn a_caller_without_a_task_of_its_own_judges_nobody() {
+        let pool = Pool::new(2).unwrap();
+        let (word, now) = (&pool.shared.word, || pool.now());
+        let mut rests = pool.rests.lock().unwrap();
+        // A helper that has had a task for longer than any stall, and the caller none.
+        word.store(1, Ordering::SeqCst);
+        pool.helpers[0].1.busy.store(true, Ordering::SeqCst);
+        thread::scope(|scope| {
+            scope.spawn(|| {
+                let start = now();
+                while now() < start + 5_000_000 {
+                    thread::yield_now();
+                }
+                pool.helpers[0].1.busy.store(false, Ordering::SeqCst);
+                word.store(0, Ordering::SeqCst);
+            });
+            pool.wait(&mut rests, pool.now(), 0);
+        });
+        assert_eq!(rests.working(), 1);
+    }
+
+    #[test]
     fn a_helper_that_keeps_the_caller_waiting_rests_and_comes_back() {
         let pool = Pool::new(2).unwrap();
         let (caller, helper) = (thread::current().id(), &pool.helpers[0].1);
@@ -391,9 +414,10 @@ mod tests {
             });
             assert_eq!(sum.load(Ordering::Relaxed), 4950);
         }
-        for _ in 0..20 {
+        for round in 0..20 {
+            // One task of them, or all: the caller's and the helpers'.
             let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
-                pool.run(50, &|i| assert_ne!(i, 30));
+                pool.run(50, &|i| assert!(i != 30 && round % 2 == 0, "it is meant to"));
             }));
             assert!(result.is_err());
             each_once(&pool, 10);

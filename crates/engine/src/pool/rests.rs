@@ -18,9 +18,9 @@ const REST_NS_MIN: Ns = 50_000_000;
 const REST_NS_MAX: Ns = 1_600_000_000;
 
 /// How long a caller that did `tasks` tasks in `worked` waits before those it waits for are
-/// taken to have lost their cores.
-pub(super) fn patience(worked: Ns, tasks: u64) -> Ns {
-    STALL_NS_MIN.max(STALL_TASKS * worked / tasks.max(1))
+/// taken to have lost their cores. One that did none has nothing to judge others by.
+pub(super) fn patience(worked: Ns, tasks: u64) -> Option<Ns> {
+    Some(STALL_NS_MIN.max((STALL_TASKS * worked).checked_div(tasks)?))
 }
 
 #[derive(Clone, Default)]
@@ -126,8 +126,8 @@ mod tests {
 
     #[test]
     fn patience_is_for_slow_cores_and_long_tasks() {
-        assert_eq!(patience(80_000, 8), STALL_NS_MIN);
-        assert_eq!(patience(4 * MS, 4), 4 * MS);
-        assert_eq!(patience(MS, 0), 4 * MS, "no task of its own");
+        assert_eq!(patience(80_000, 8), Some(STALL_NS_MIN));
+        assert_eq!(patience(4 * MS, 4), Some(4 * MS));
+        assert_eq!(patience(MS, 0), None, "no task of its own");
     }
 }
