@@ -28,13 +28,13 @@ struct KeptBlob {
     used: u64,
 }
 
-/// A file that has to go.
+/// A file that has to go, and the bytes that it counts for.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub enum Gone {
     /// A blob.
-    Blob(BlobHash),
+    Blob(BlobHash, u64),
     /// What there is of a blob that nobody fetches now.
-    Part(BlobHash),
+    Part(BlobHash, u64),
 }
 
 /// There is no room, and none can be made.
@@ -135,6 +135,24 @@ impl Kept {
         self.running.remove(hash);
     }
 
+    /// What may be on disk of a blob that is kept elsewhere now: it has to go.
+    pub fn abandon(&mut self, hash: &str) -> Option<Gone> {
+        self.running.remove(hash);
+        self.parts.remove(hash).map(|bytes| Gone::Part(hash.into(), bytes))
+    }
+
+    /// A file that had to go did not: it counts as before, and is the first to go next time.
+    pub fn remains(&mut self, file: Gone) {
+        match file {
+            Gone::Blob(hash, bytes) => {
+                self.blobs.entry(hash).or_insert(KeptBlob { bytes, used: 0 });
+            }
+            Gone::Part(hash, bytes) => {
+                self.parts.entry(hash).or_insert(bytes);
+            }
+        }
+    }
+
     /// What has to go under this bound, as in [`Kept::begin`], and what still exceeds it then.
     pub fn shrink(
         &mut self,
@@ -151,9 +169,10 @@ impl Kept {
     fn removable(&self, needed: u64, max: u64, in_use: impl Fn(&str) -> bool) -> (Vec<Gone>, u64) {
         let mut left = self.bytes_taken().saturating_add(needed);
         let parts = self.parts.iter().filter(|(hash, _)| !self.running.contains(*hash));
-        let parts = parts.map(|(hash, bytes)| (Gone::Part(hash.clone()), *bytes));
+        let parts = parts.map(|(hash, bytes)| (Gone::Part(hash.clone(), *bytes), *bytes));
         let blobs = self.by_use().into_iter().filter(|hash| !in_use(hash));
-        let blobs = blobs.map(|hash| (Gone::Blob(hash.clone()), self.blobs[hash].bytes));
+        let blobs = blobs.map(|hash| (hash, self.blobs[hash].bytes));
+        let blobs = blobs.map(|(hash, bytes)| (Gone::Blob(hash.clone(), bytes), bytes));
         let mut gone = Vec::new();
         for (file, bytes) in parts.chain(blobs) {
             if left <= max {
@@ -168,8 +187,8 @@ impl Kept {
     fn remove_all(&mut self, gone: &[Gone]) {
         for file in gone {
             match file {
-                Gone::Blob(hash) => self.blobs.remove(hash).map(|_| ()),
-                Gone::Part(hash) => self.parts.remove(hash).map(|_| ()),
+                Gone::Blob(hash, _) => self.blobs.remove(hash).map(|_| ()),
+                Gone::Part(hash, _) => self.parts.remove(hash).map(|_| ()),
             };
         }
     }
@@ -197,7 +216,8 @@ mod tests {
     }
 
     fn blobs(digits: &str) -> Vec<Gone> {
-        digits.chars().map(|digit| Gone::Blob(hash(digit))).collect()
+        let bytes = |digit| u64::from(u32::from(digit) - u32::from('a') + 1) * 10;
+        digits.chars().map(|digit| Gone::Blob(hash(digit), bytes(digit))).collect()
     }
 
     #[test]
@@ -231,7 +251,7 @@ mod tests {
         kept.used(&hash('e'), 30);
         assert_eq!(kept.bytes(), 70);
         let goes = kept.begin(&hash('f'), 30, 100, |_| false);
-        assert_eq!(goes, Ok(vec![Gone::Part(hash('d'))]));
+        assert_eq!(goes, Ok(vec![Gone::Part(hash('d'), 30)]));
         // Begun again it takes no more room than before; kept in memory it takes none.
         assert_eq!(kept.begin(&hash('f'), 30, 100, |_| false), Ok(vec![]));
         kept.elsewhere(&hash('f'));
@@ -247,6 +267,37 @@ mod tests {
         assert_eq!(kept.shrink(5, |h| h == hash('c')), (blobs("a"), Some(over)));
         assert_eq!(kept.shrink(5, |_| false), (blobs("c"), None));
         assert_eq!(kept.bytes(), 0);
+    }
+
+    #[test]
+    fn what_could_not_be_deleted_counts_and_is_the_first_to_go() {
+        let mut kept = three();
+        assert_eq!(kept.begin(&hash('d'), 7, 100, |_| false), Ok(vec![]));
+        kept.broke_off(&hash('d'));
+        let (gone, over) = kept.shrink(10, |_| false);
+        assert_eq!((gone.len(), over), (3, None), "the part, and the two blobs not used since");
+        for file in gone.clone() {
+            kept.remains(file);
+        }
+        assert_eq!(kept.bytes(), 60);
+        assert_eq!(kept.shrink(10, |_| false), (gone, None), "the same again");
+        // Meanwhile another has come in its place: that one counts.
+        kept.used(&hash('b'), 21);
+        kept.remains(Gone::Blob(hash('b'), 20));
+        assert_eq!(kept.bytes(), 31);
+    }
+
+    #[test]
+    fn what_is_on_disk_of_a_blob_kept_elsewhere_goes() {
+        let mut kept = three();
+        assert_eq!(kept.begin(&hash('d'), 40, 100, |_| false), Ok(vec![]));
+        kept.broke_off(&hash('d'));
+        let refused = kept.begin(&hash('d'), 40, 0, |_| true);
+        assert_eq!(refused, Err(NoRoom { max: 0, in_use: 60 }));
+        assert_eq!(kept.abandon(&hash('d')), Some(Gone::Part(hash('d'), 40)));
+        assert_eq!(kept.abandon(&hash('d')), None);
+        assert_eq!(kept.abandon(&hash('a')), None, "it is complete");
+        assert_eq!(kept.bytes(), 60);
     }
 
     #[test]

@@ -8,8 +8,6 @@ use protocol::{NAME_BYTES_MAX, clean_text_to};
 pub const WASM_MEMORY_BYTES_MAX: u64 = 3 << 30;
 /// Less than this is not offered: no layer of a usual model fits, bytes.
 pub const LENT_BYTES_MIN: u64 = 8 << 20;
-/// How the note of a worker that lends less begins.
-const NOTE: &str = "lends ";
 /// Longest rest after a step, ms.
 pub const REST_MS_MAX: f64 = 20_000.0;
 
@@ -66,7 +64,7 @@ impl Room {
         match self.found.as_ref().filter(|f| (f.backend, f.asked) == (backend, asked)) {
             Some(Found { lent, .. }) => {
                 let [lent_mb, asked_mb] = [*lent, asked].map(|bytes| bytes >> 20);
-                (*lent, Some(format!("{NOTE}{lent_mb} of {asked_mb} MiB: more did not fit")))
+                (*lent, Some(format!("lends {lent_mb} of {asked_mb} MiB: more did not fit")))
             }
             None => (asked, None),
         }
@@ -78,11 +76,6 @@ impl Room {
         let lent = self.lent(settings, backend).0 / 2;
         self.found = Some(Found { backend, asked: lent_bytes(settings, backend), lent });
         lent >= LENT_BYTES_MIN
-    }
-
-    /// Whether a note is one of [`Room::lent`].
-    pub fn is_note(note: &str) -> bool {
-        note.starts_with(NOTE)
     }
 }
 
@@ -162,7 +155,7 @@ pub(crate) mod tests {
         assert!(room.less(&settings, gpu) && room.less(&settings, gpu));
         let (lent, note) = room.lent(&settings, gpu);
         assert_eq!(lent, 2 << 30);
-        assert!(note.is_some_and(|n| Room::is_note(&n) && n.contains("2048 of 8192 MiB")));
+        assert!(note.is_some_and(|n| n.starts_with("lends 2048 of 8192 MiB")));
         assert_eq!(room.lent(&settings, TabBackend::Wasm), (WASM_MEMORY_BYTES_MAX, None));
         let other = TabSettings { memory_bytes_max: 4 << 30, ..settings };
         assert_eq!(room.lent(&other, gpu), (4 << 30, None));

@@ -117,7 +117,9 @@ impl Totals {
             bytes_down: self.bytes_down.saturating_add(later.bytes_down),
             bytes_up: self.bytes_up.saturating_add(later.bytes_up),
             bytes_from_disk: self.bytes_from_disk.saturating_add(later.bytes_from_disk),
-            credit: self.credit.max(later.credit),
+            // A later one says 0 until it has looked at what is written down, which may be less:
+            // the last seconds of one that was ended, or all, if another tab deleted it.
+            credit: if later.credit == 0 { self.credit } else { later.credit },
         }
     }
 

@@ -9,7 +9,7 @@ use std::task::{Poll, Waker};
 use api::TabSettings;
 use engine::BlobBytes;
 use protocol::{Assignment, SessionId};
-use shards::{LoadError, Shards, Source};
+use shards::{LoadError, Shards, Source, SourceError};
 use worker_core::{Event, Run, ShardKey};
 
 use super::helpers::hire;
@@ -160,7 +160,7 @@ impl Until<'_> {
 }
 
 impl Source for Until<'_> {
-    async fn whole(&mut self, hash: &str) -> Result<BlobBytes, String> {
+    async fn whole(&mut self, hash: &str) -> Result<BlobBytes, SourceError> {
         self.check()?;
         self.0.whole(hash).await
     }

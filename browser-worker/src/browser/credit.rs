@@ -32,9 +32,13 @@ impl Credit {
         self.kept.get().saturating_add(self.unkept.get())
     }
 
-    /// Looks what the file says. The lock must be held.
+    /// Looks what the file says, which may be less than before: another tab may have deleted
+    /// it. The lock must be held.
     pub async fn look(&self, store: &Store) {
-        self.kept.set(self.kept.get().max(read(store).await));
+        match read(store).await {
+            Ok(kept) => self.kept.set(kept),
+            Err(reason) => js::warn(&format!("the credit is not read: {reason}")),
+        }
     }
 
     /// Adds what was given to what the file says. The lock must be held until it has.
@@ -49,9 +53,9 @@ impl Credit {
         }
         let given = self.unkept.get();
         if given > 0 {
-            // It never shrinks, so a file that cannot be read does not undo it.
-            let before = self.kept.get().max(read(store).await);
-            let total = before.saturating_add(given);
+            // A file that cannot be read does not undo what was in it.
+            self.look(store).await;
+            let total = self.kept.get().saturating_add(given);
             match store.write_small(FILE, total.to_string().as_bytes()).await {
                 Ok(()) => {
                     self.kept.set(total);
@@ -64,7 +68,11 @@ impl Credit {
     }
 }
 
-async fn read(store: &Store) -> u64 {
-    let text = store.read_small(FILE).await.unwrap_or_default();
-    std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok()).unwrap_or(0)
+/// What the file says, 0 where there is none. Errors are in words.
+async fn read(store: &Store) -> Result<u64, String> {
+    let Some(text) = store.read_small(FILE).await.map_err(|error| error.to_string())? else {
+        return Ok(0);
+    };
+    let number = std::str::from_utf8(&text).ok().and_then(|text| text.parse().ok());
+    number.ok_or_else(|| format!("'{FILE}' holds no number"))
 }

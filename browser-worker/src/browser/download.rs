@@ -2,6 +2,7 @@
 //! written to disk or, where that cannot be, into memory.
 
 use protocol::{BlobHash, BlobRef};
+use shards::SourceError;
 
 use super::http::{self, Answer, Cancel};
 use super::js;
@@ -26,6 +27,8 @@ enum Failure {
     WrongHash,
     /// None will; in words.
     Final(String),
+    /// None will: there is no memory for it; in words.
+    NoRoom(String),
 }
 
 /// What a download goes with.
@@ -61,12 +64,12 @@ pub fn is_partial(name: &str) -> bool {
 /// Fetches and verifies a blob, to `store` if there is one. `progress` hears of bytes so far.
 ///
 /// # Errors
-/// In words, for the owner and the coordinator.
+/// For the owner and the coordinator.
 pub async fn download(
     request: &Request<'_>,
     store: Option<&Store>,
     progress: impl Fn(u64),
-) -> Result<Landed, String> {
+) -> Result<Landed, SourceError> {
     let hash = &request.blob.hash;
     let mut sink = Sink::open(request.blob, store).await;
     let mut attempt = 1;
@@ -76,25 +79,28 @@ pub async fn download(
             Err(failure) => failure,
         };
         let reason = match failure {
-            Failure::Final(reason) => return Err(format!("blob {hash}: {reason}")),
+            Failure::Final(reason) => return Err(format!("blob {hash}: {reason}").into()),
+            Failure::NoRoom(reason) => {
+                return Err(SourceError::NoRoom(format!("blob {hash}: {reason}")));
+            }
             Failure::WrongHash if attempt > 1 => {
-                return Err(format!("blob {hash}: what came hashes to something else"));
+                return Err(format!("blob {hash}: what came hashes to something else").into());
             }
             // A partial file may have been damaged before.
             Failure::WrongHash => "what came hashes to something else".into(),
             Failure::Again(reason) => reason,
         };
         if request.cancel.is_cancelled() {
-            return Err(format!("blob {hash}: no longer wanted"));
+            return Err(format!("blob {hash}: no longer wanted").into());
         }
         if attempt == ATTEMPTS_MAX {
-            return Err(format!("blob {hash}: {reason} ({ATTEMPTS_MAX} attempts)"));
+            return Err(format!("blob {hash}: {reason} ({ATTEMPTS_MAX} attempts)").into());
         }
         js::warn(&format!("blob {hash}: {reason}, attempt {attempt} of {ATTEMPTS_MAX}"));
         js::sleep(PAUSE_MS * f64::from(attempt)).await;
         attempt += 1;
     }
-    sink.finish(store, hash).await
+    Ok(sink.finish(store, hash).await?)
 }
 
 /// One request, from where the sink is.
@@ -270,5 +276,5 @@ pub fn room(bytes: u64) -> Result<Vec<u8>, String> {
 }
 
 fn reserve(bytes: u64) -> Result<Vec<u8>, Failure> {
-    room(bytes).map_err(Failure::Final)
+    room(bytes).map_err(Failure::NoRoom)
 }

@@ -67,7 +67,7 @@ impl Fetches {
             let cancel = match Cancel::new() {
                 Ok(cancel) => cancel,
                 Err(reason) => {
-                    let result = Err(reason);
+                    let result = Err(reason.into());
                     self.inbox.push(Happened::Fetched { connection, hash, result });
                     continue;
                 }

@@ -188,7 +188,7 @@ pub async fn hire(
         // Shares are cut for as many as the owner was told.
         return Err(problem.unwrap_or_else(|| "a helper did not start".into()));
     }
-    let bytes = source.whole(&assignment.manifest.hash).await?;
+    let bytes = source.whole(&assignment.manifest.hash).await.map_err(|e| e.to_string())?;
     let bytes = (*bytes).as_ref();
     let manifest = Manifest::from_bytes(bytes).map_err(|error| error.to_string())?;
     let manifest_bytes = Uint8Array::from(bytes);
@@ -200,7 +200,7 @@ pub async fn hire(
         let part = manifest.parts.get(index as usize).ok_or("the manifest has no such part")?;
         let blobs = Map::new();
         for blob in &part.blobs {
-            let bytes = source.whole(&blob.hash).await?;
+            let bytes = source.whole(&blob.hash).await.map_err(|e| e.to_string())?;
             let bytes = (*bytes).as_ref();
             let copy = shared(bytes.len())?;
             // The buffer may be some bytes longer.

@@ -18,7 +18,8 @@ impl Identity {
     /// The browser gives no random numbers.
     pub async fn open(store: Option<&Store>) -> Result<Identity, String> {
         if let Some(store) = store
-            && let Some(Ok(key)) = store.read_small(FILE).await.map(<[u8; 32]>::try_from)
+            && let Ok(Some(key)) = store.read_small(FILE).await
+            && let Ok(key) = <[u8; 32]>::try_from(key)
         {
             return Ok(Identity(SigningKey::from_bytes(&key)));
         }

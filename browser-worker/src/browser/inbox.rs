@@ -8,6 +8,7 @@ use std::task::{Poll, Waker};
 
 use api::{TabPhase, ToTab};
 use protocol::BlobHash;
+use shards::SourceError;
 use worker_core::Event;
 
 use super::prepare::Ready;
@@ -48,8 +49,8 @@ pub enum Happened {
         connection: u64,
         /// Which.
         hash: BlobHash,
-        /// An error is in words.
-        result: Result<(), String>,
+        /// Why not.
+        result: Result<(), SourceError>,
     },
     /// So much of a blob is here.
     Progress {
@@ -69,13 +70,21 @@ pub enum Happened {
         /// When it began and ended to compute, ms; rests are not in it.
         worked_ms: Option<(f64, f64)>,
     },
-    /// What computes has no room for a shard, although less than what is lent was asked for;
+    /// There is no room for a shard, although less than what is lent was asked for;
     /// [`Event::LoadFailed`] came before.
     NoRoom {
         /// Of which start.
         start: u64,
         /// In words.
         reason: String,
+    },
+    /// What was given is written down, as well as that can be, before a worker that failed says
+    /// so: it is ended then.
+    Saved {
+        /// After which start.
+        start: u64,
+        /// Why it failed, in words.
+        failure: String,
     },
     /// The compute task has ended and let its shards go.
     ComputeEnded {

@@ -71,6 +71,8 @@ pub struct Stay {
     shared: Shared,
     /// What it works with.
     pub ready: Box<Ready>,
+    /// Why it lends less than its owner does, in words.
+    note: Option<String>,
     core: WorkerCore,
     compute: Compute,
     fetches: Fetches,
@@ -91,14 +93,15 @@ pub struct Stay {
 }
 
 impl Stay {
-    /// Begins to connect, lending `memory_bytes`. `connection` is a number that was not used
-    /// before; later connections count on from it.
+    /// Begins to connect, lending so many bytes, and a note for people on why that is less than
+    /// its owner lends. `connection` is a number that was not used before; later connections
+    /// count on from it.
     pub fn begin(
         start: u64,
         connection: u64,
         shared: Shared,
         ready: Box<Ready>,
-        memory_bytes: u64,
+        (memory_bytes, note): (u64, Option<String>),
         hidden: bool,
     ) -> Stay {
         let settings = shared.settings.borrow().clone();
@@ -109,7 +112,7 @@ impl Stay {
             kind: WorkerKind::Browser,
             backend: ready.computer.backend().into(),
             device: ready.device.name.clone(),
-            notes: ready.device.notes.clone(),
+            notes: ready.device.notes.iter().chain(&note).cloned().collect(),
             classes: ready.computer.classes(),
             memory_bytes,
             bytes_per_s: [ready.benchmark.bytes_per_s_1, ready.benchmark.bytes_per_s_8]
@@ -126,6 +129,7 @@ impl Stay {
             start,
             shared,
             ready,
+            note,
             core,
             compute,
             fetches: Fetches::new(weights, inbox),
@@ -150,6 +154,7 @@ impl Stay {
     /// What computes, for its owner, as it turned out.
     pub fn device(&self) -> TabDevice {
         let mut device = self.ready.device.clone();
+        device.notes.extend(self.note.clone());
         let alone = self.compute.alone();
         device.notes.extend(alone.map(|reason| format!("one thread after all: {reason}")));
         device

@@ -28,6 +28,8 @@ pub enum StorageError {
     Full,
     /// Another worker has the file open, perhaps one that is just ending.
     Busy,
+    /// There is no such file.
+    Absent,
     /// Something else, in words.
     Other(String),
 }
@@ -37,6 +39,7 @@ impl std::fmt::Display for StorageError {
         match self {
             StorageError::Full => f.write_str("the browser grants this page no more disk space"),
             StorageError::Busy => f.write_str("another worker of this page has the file open"),
+            StorageError::Absent => f.write_str("there is no such file"),
             StorageError::Other(reason) => f.write_str(reason),
         }
     }
@@ -47,6 +50,7 @@ impl From<JsValue> for StorageError {
         match js::name(&error).as_str() {
             "QuotaExceededError" => StorageError::Full,
             "NoModificationAllowedError" => StorageError::Busy,
+            "NotFoundError" => StorageError::Absent,
             _ => StorageError::Other(js::text(&error)),
         }
     }
@@ -142,20 +146,32 @@ impl Store {
         Ok(())
     }
 
-    /// A small file; `None` if it is not there or cannot be read.
-    pub async fn read_small(&self, name: &str) -> Option<Vec<u8>> {
-        let file = Access::open(&self.folder, name, false).await.ok()?;
-        let bytes = file.bytes().ok().filter(|bytes| *bytes <= SMALL_BYTES_MAX)?;
+    /// A small file; `None` if it is not there.
+    ///
+    /// # Errors
+    /// It is there and cannot be read.
+    pub async fn read_small(&self, name: &str) -> Result<Option<Vec<u8>>> {
+        let file = match Access::open(&self.folder, name, false).await {
+            Ok(file) => file,
+            Err(StorageError::Absent) => return Ok(None),
+            Err(error) => return Err(error),
+        };
+        let bytes = file.bytes()?;
+        if bytes > SMALL_BYTES_MAX {
+            return Err(StorageError::Other(format!("{name} has {bytes} bytes")));
+        }
         let mut content = vec![0; bytes as usize];
-        let read = file.read(0, &mut content).ok()?;
-        (read == content.len()).then_some(content)
+        let read = file.read(0, &mut content)?;
+        content.truncate(read);
+        Ok(Some(content))
     }
 
-    /// Writes a small file.
+    /// Writes a small file. What it held is cut off last: a worker that is ended in between
+    /// leaves no empty file.
     pub async fn write_small(&self, name: &str, content: &[u8]) -> Result<()> {
         let file = Access::open(&self.folder, name, true).await?;
-        file.truncate(0)?;
         file.write(0, content)?;
+        file.truncate(content.len() as u64)?;
         file.flush()
     }
 

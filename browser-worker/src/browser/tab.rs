@@ -4,7 +4,7 @@ use std::cell::{Cell, RefCell};
 use std::rc::Rc;
 
 use api::{FromTab, TabBenchmark, TabPhase, TabSettings, TabStatus, ToTab};
-use shards::Computer;
+use shards::{Computer, SourceError};
 use wasm_bindgen::JsValue;
 use worker_core::Event;
 
@@ -27,6 +27,10 @@ const TICK_MS: f64 = 250.0;
 const STATUS_EVERY_MS: f64 = 500.0;
 /// What was given is written down so often while it grows, ms.
 const SAVE_EVERY_MS: f64 = 5000.0;
+/// Between looks whether that has ended before all is deleted, ms, and how many there are: more
+/// than a write may take that waits for another.
+const SAVED_LOOK_EVERY_MS: f64 = 50.0;
+const SAVED_LOOKS_MAX: u32 = 100;
 
 /// What the tab is at.
 enum Mode {
@@ -72,6 +76,10 @@ pub struct Tab {
     /// Of the figures, what is in it already, rows × layers.
     credited: u64,
     saved_ms: f64,
+    /// One for this, and one for each write that has not ended: it holds the lock.
+    saving: Rc<()>,
+    /// Why it is to stop for good once the compute task has ended, in words.
+    failure: Option<String>,
     /// What turned out not to fit.
     room: Room,
     told: TabStatus,
@@ -107,6 +115,8 @@ impl Tab {
             credit: Rc::default(),
             credited: 0,
             saved_ms: 0.0,
+            saving: Rc::default(),
+            failure: None,
             room: Room::default(),
             told: TabStatus::default(),
             told_ms: 0.0,
@@ -150,8 +160,14 @@ impl Tab {
                 }
             }
             Happened::Fetched { connection, hash, result } => {
-                if let Some(stay) = staying {
-                    stay.fetched(connection, hash, result, &mut self.figures);
+                if let Some(stay) = staying
+                    && stay.connection() == connection
+                {
+                    let words = result.clone().map_err(|error| error.to_string());
+                    stay.fetched(connection, hash, words, &mut self.figures);
+                    if let Err(SourceError::NoRoom(reason)) = result {
+                        self.no_room(reason);
+                    }
                 }
             }
             Happened::Progress { connection, hash, bytes } => {
@@ -180,8 +196,15 @@ impl Tab {
             }
             Happened::Tick => self.tick(),
             Happened::Forgotten(result) => self.forgotten(result),
-            Happened::Prepared { .. } | Happened::NoRoom { .. } | Happened::ComputeEnded { .. } => {
+            Happened::Saved { start, failure } if start == self.start => {
+                if matches!(self.mode, Mode::Resting { .. }) {
+                    self.fail(failure);
+                }
             }
+            Happened::Prepared { .. }
+            | Happened::NoRoom { .. }
+            | Happened::ComputeEnded { .. }
+            | Happened::Saved { .. } => {}
         }
     }
 
@@ -204,7 +227,7 @@ impl Tab {
         true
     }
 
-    /// What computes has no room for what the coordinator gave it, although that is within
+    /// There is no room for what the coordinator gave it, although that is within
     /// what is lent: it leaves, and joins again with less.
     fn no_room(&mut self, reason: String) {
         let Mode::Staying { stay, then } = &mut self.mode else { return };
@@ -212,10 +235,11 @@ impl Tab {
         let less = self.room.less(&self.shared.settings.borrow(), stay.ready.device.backend);
         *then = Some(then.map_or(Then::Rejoin, |then| then.max(Then::Rejoin)));
         stay.halt("it lends less memory from now on", &mut self.figures);
-        self.end();
         if !less {
-            self.fail(format!("there is no room even for the least of a model: {reason}"));
+            let why = format!("there is no room even for the least of a model: {reason}");
+            self.failure = Some(why);
         }
+        self.end();
     }
 
     fn page(&mut self, message: ToTab) {
@@ -321,7 +345,7 @@ impl Tab {
         self.mode = Mode::Resting { paused: true };
         match (result, then) {
             (Ok(mut ready), Some(Then::Rest)) => {
-                self.save(ready.store.clone(), ready.lock.take());
+                self.save(ready.store.clone(), ready.lock.take(), None);
                 self.ready = Some(ready);
                 self.rest();
             }
@@ -330,13 +354,11 @@ impl Tab {
                 self.ready = result.ok();
                 self.begin();
             }
-            (Ok(mut ready), None) => {
+            (Ok(ready), None) => {
                 let shared = self.shared.clone();
                 self.detail.clear();
                 let hidden = self.seen.hidden.get();
-                let (lent, note) = self.room.lent(&shared.settings.borrow(), ready.device.backend);
-                ready.device.notes.retain(|note| !Room::is_note(note));
-                ready.device.notes.extend(note);
+                let lent = self.room.lent(&shared.settings.borrow(), ready.device.backend);
                 let stay = Stay::begin(self.start, self.connection, shared, ready, lent, hidden);
                 self.mode = Mode::Staying { stay: Box::new(stay), then: None };
             }
@@ -385,8 +407,7 @@ impl Tab {
             }
             Over::Dismissed(reason) => {
                 *then = Some(Then::Rest);
-                self.detail = format!("the coordinator says: {reason}");
-                post(&FromTab::Failed { reason: self.detail.clone() });
+                self.failure = Some(format!("the coordinator says: {reason}"));
             }
         }
         stay.close();
@@ -414,9 +435,15 @@ impl Tab {
             return;
         };
         let mut ready = stay.into_ready();
+        if let Some(failure) = self.failure.take() {
+            self.detail.clone_from(&failure);
+            self.save(ready.store.clone(), ready.lock.take(), Some(failure));
+            self.ready = Some(ready);
+            return self.rest();
+        }
         match then {
             Then::Rest => {
-                self.save(ready.store.clone(), ready.lock.take());
+                self.save(ready.store.clone(), ready.lock.take(), None);
                 self.ready = Some(ready);
                 self.rest();
             }
@@ -459,7 +486,14 @@ impl Tab {
         self.credited = 0;
         self.figures = Figures::default();
         let inbox = self.shared.inbox.clone();
+        let saving = Rc::downgrade(&self.saving);
         wasm_bindgen_futures::spawn_local(async move {
+            // What is being written would come back, and holds the lock.
+            let mut looks = 0;
+            while saving.strong_count() > 1 && looks < SAVED_LOOKS_MAX {
+                js::sleep(SAVED_LOOK_EVERY_MS).await;
+                looks += 1;
+            }
             inbox.push(Happened::Forgotten(erase().await));
         });
     }
@@ -507,7 +541,7 @@ impl Tab {
         if now - self.saved_ms >= SAVE_EVERY_MS {
             self.saved_ms = now;
             let store = stay.ready.store.clone();
-            self.save(store, None);
+            self.save(store, None, None);
         }
     }
 
@@ -517,15 +551,20 @@ impl Tab {
         self.credited = self.figures.layer_tokens;
     }
 
-    /// Writes down what was given; then lets the lock go, if it was given one.
-    fn save(&mut self, store: Option<Rc<Store>>, lock: Option<Lock>) {
+    /// Writes down what was given; then lets the lock go, if it was given one, and has said why
+    /// it failed, if it did.
+    fn save(&mut self, store: Option<Rc<Store>>, lock: Option<Lock>, failure: Option<String>) {
         self.credit();
-        let credit = self.credit.clone();
+        let (credit, saving) = (self.credit.clone(), self.saving.clone());
+        let (inbox, start) = (self.shared.inbox.clone(), self.start);
         wasm_bindgen_futures::spawn_local(async move {
             if let Some(store) = store {
                 credit.keep(&store).await;
             }
-            drop(lock);
+            drop((lock, saving));
+            if let Some(failure) = failure {
+                inbox.push(Happened::Saved { start, failure });
+            }
         });
     }
 

@@ -7,18 +7,16 @@ use std::sync::{Arc, Weak};
 
 use engine::BlobBytes;
 use protocol::{BlobHash, BlobRef};
-use shards::Source;
+use shards::{Source, SourceError};
 
 use super::download::{self, Landed, PIECE_BYTES, Request, download, is_partial, partial};
 use super::http::Cancel;
 use super::js;
-use super::storage::Store;
+use super::storage::{StorageError, Store};
 use crate::kept::{Gone, Kept, NoRoom};
 use crate::meter::Meter;
 
 const INDEX: &str = "index.json";
-/// What becomes of blobs over the bound that are in use.
-const LATER: &str = "they go when they no longer are";
 
 /// Takes a piece of a blob: its offset and its bytes. Errors are in words.
 type Take<'a> = &'a mut dyn FnMut(u64, &[u8]) -> Result<(), String>;
@@ -31,8 +29,10 @@ pub struct Weights {
     disk_bytes_max: Cell<u64>,
     /// Why something is only in memory, in words.
     problem: RefCell<Option<String>>,
-    /// What the owner's bound does not allow, in words.
-    limit_problem: RefCell<Option<String>>,
+    /// What is on disk over the owner's bound, as it is in use.
+    over: RefCell<Option<NoRoom>>,
+    /// Why a blob that is wanted is not on disk.
+    unkept: RefCell<BTreeMap<BlobHash, Unkept>>,
     memory: RefCell<BTreeMap<BlobHash, Arc<Vec<u8>>>>,
     /// What shards on the CPU share.
     given: RefCell<BTreeMap<BlobHash, Weak<Vec<u8>>>>,
@@ -44,6 +44,15 @@ pub struct Weights {
     /// The index is being written; it has changed since.
     saving: Cell<bool>,
     unsaved: Cell<bool>,
+}
+
+/// Why a blob that is wanted is not on disk.
+#[derive(Clone, Debug)]
+enum Unkept {
+    /// It would exceed the owner's bound.
+    Limit(NoRoom),
+    /// The disk takes no more, in words.
+    Disk(String),
 }
 
 impl Weights {
@@ -59,7 +68,8 @@ impl Weights {
             kept: RefCell::default(),
             disk_bytes_max: Cell::new(u64::MAX),
             problem: RefCell::new(problem),
-            limit_problem: RefCell::default(),
+            over: RefCell::default(),
+            unkept: RefCell::default(),
             memory: RefCell::default(),
             given: RefCell::default(),
             wanted: RefCell::default(),
@@ -74,7 +84,7 @@ impl Weights {
 
     async fn list(&mut self) {
         let Some(store) = &self.store else { return };
-        let known = store.read_small(INDEX).await;
+        let known = store.read_small(INDEX).await.ok().flatten();
         let known = known.and_then(|json| serde_json::from_slice::<Kept>(&json).ok());
         match store.blobs().await {
             Ok(files) => {
@@ -93,37 +103,41 @@ impl Weights {
     /// The owner's bound for what is kept on disk. What exceeds it goes at once, but for what
     /// is in use.
     pub fn set_disk_bytes_max(self: &Rc<Self>, max: u64) {
-        if self.disk_bytes_max.replace(max) != max {
-            *self.limit_problem.borrow_mut() =
-                (max == 0).then(|| "the disk limit is 0: weights are kept in memory only".into());
-        }
+        self.disk_bytes_max.set(max);
         self.shrink();
     }
 
-    /// Keeps to the bound.
+    /// Keeps to the bound, beside what goes on.
     fn shrink(self: &Rc<Self>) {
-        let max = self.disk_bytes_max.get();
-        let (gone, over) = {
-            let wanted = self.wanted.borrow();
-            self.kept.borrow_mut().shrink(max, |hash| wanted.contains_key(hash))
-        };
-        match over {
-            Some(NoRoom { max, in_use }) => {
-                let [max, in_use] = [max, in_use].map(|bytes| bytes as f64 / 1e6);
-                let words = format!("the disk limit is {max:.0} MB, but {in_use:.0} MB are in use");
-                self.say_limit(format!("{words}: {LATER}"));
-            }
-            None => {
-                self.limit_problem.borrow_mut().take_if(|said| said.ends_with(LATER));
-            }
-        }
+        let gone = self.exceeding();
         if !gone.is_empty() {
             let weights = self.clone();
-            wasm_bindgen_futures::spawn_local(async move {
-                weights.delete(&gone).await;
-                weights.save().await;
-            });
+            wasm_bindgen_futures::spawn_local(async move { weights.delete_over(gone).await });
         }
+    }
+
+    /// Keeps to the bound.
+    async fn keep_within(&self) {
+        let gone = self.exceeding();
+        if !gone.is_empty() {
+            self.delete_over(gone).await;
+        }
+    }
+
+    /// What has to go; the list has already forgotten it.
+    fn exceeding(&self) -> Vec<Gone> {
+        let max = self.disk_bytes_max.get();
+        let wanted = self.wanted.borrow();
+        let (gone, over) = self.kept.borrow_mut().shrink(max, |hash| wanted.contains_key(hash));
+        *self.over.borrow_mut() = over;
+        gone
+    }
+
+    async fn delete_over(&self, gone: Vec<Gone>) {
+        if let Err(remains) = self.delete(gone).await {
+            *self.over.borrow_mut() = Some(remains);
+        }
+        self.save().await;
     }
 
     /// For fetching.
@@ -143,30 +157,48 @@ impl Weights {
 
     /// Why something is only in memory, in words.
     pub fn problem(&self) -> Option<String> {
-        let said = [self.problem.borrow().clone(), self.limit_problem.borrow().clone()];
+        let memory_only = "some weights are kept in memory only";
+        let unkept = self.unkept.borrow();
+        let full = unkept.values().find_map(|why| match why {
+            Unkept::Disk(error) => Some(format!("{error}: {memory_only}")),
+            Unkept::Limit(_) => None,
+        });
+        let refused = unkept.values().find_map(|why| match why {
+            Unkept::Limit(no_room) => Some(no_room.clone()),
+            Unkept::Disk(_) => None,
+        });
+        let mb = |bytes: u64| bytes as f64 / 1e6;
+        let limit = match (self.over.borrow().clone(), refused) {
+            (Some(NoRoom { max, in_use }), _) => Some(format!(
+                "the disk limit is {:.0} MB, but {:.0} MB are in use: they go when they no longer \
+                 are",
+                mb(max),
+                mb(in_use)
+            )),
+            (None, _) if self.disk_bytes_max.get() == 0 => {
+                Some("the disk limit is 0: weights are kept in memory only".into())
+            }
+            (None, Some(NoRoom { max, in_use })) => Some(format!(
+                "the disk limit is {:.0} MB, {:.0} MB of it in use: {memory_only}",
+                mb(max),
+                mb(in_use)
+            )),
+            (None, None) => None,
+        };
+        let said = [self.problem.borrow().clone(), full, limit];
         said.into_iter().flatten().reduce(|first, second| format!("{first}; {second}"))
-    }
-
-    fn say_limit(&self, problem: String) {
-        js::warn(&problem);
-        *self.limit_problem.borrow_mut() = Some(problem);
-    }
-
-    fn say(&self, problem: String) {
-        js::warn(&problem);
-        *self.problem.borrow_mut() = Some(problem);
     }
 
     /// Has a blob here until [`Weights::forget`].
     ///
     /// # Errors
-    /// It cannot be had; in words.
+    /// It cannot be had.
     pub async fn fetch(
         &self,
         blob: &BlobRef,
         cancel: &Cancel,
         progress: impl Fn(u64),
-    ) -> Result<(), String> {
+    ) -> Result<(), SourceError> {
         self.wanted.borrow_mut().insert(blob.hash.clone(), blob.bytes);
         if self.memory.borrow().contains_key(&blob.hash) {
             return Ok(());
@@ -192,7 +224,19 @@ impl Weights {
         blob: &BlobRef,
         cancel: &Cancel,
         progress: impl Fn(u64),
-    ) -> Result<(), String> {
+    ) -> Result<(), SourceError> {
+        let landed = self.land(blob, cancel, progress).await;
+        // The bound, or what is wanted, may have changed meanwhile.
+        self.keep_within().await;
+        landed
+    }
+
+    async fn land(
+        &self,
+        blob: &BlobRef,
+        cancel: &Cancel,
+        progress: impl Fn(u64),
+    ) -> Result<(), SourceError> {
         let store = self.make_room(blob).await;
         let token = self.token.borrow().clone();
         let request = Request { blob, token: &token, cancel, meter: &self.meter };
@@ -210,11 +254,13 @@ impl Weights {
                 self.save().await;
                 return Ok(());
             }
-            (Landed::Disk, None) => return Err("there is no disk".into()),
+            (Landed::Disk, None) => return Err(SourceError::Other("there is no disk".into())),
             (Landed::Memory(bytes, error), _) => {
-                self.kept.borrow_mut().elsewhere(&blob.hash);
+                // Nothing, but where it could not be written to the end.
+                let left = self.kept.borrow_mut().abandon(&blob.hash);
+                let _ = self.delete(left).await;
                 if let Some(error) = error {
-                    self.say(format!("{error}: some weights are kept in memory only"));
+                    self.unkept(&blob.hash, Unkept::Disk(error.to_string()));
                 }
                 bytes
             }
@@ -230,44 +276,61 @@ impl Weights {
     /// to be kept in memory.
     async fn make_room(&self, blob: &BlobRef) -> Option<Rc<Store>> {
         let max = self.disk_bytes_max.get();
-        let store = self.store.clone().filter(|_| max > 0)?;
+        let store = self.store.clone()?;
         let begun = {
             let wanted = self.wanted.borrow();
             let in_use = |hash: &str| wanted.contains_key(hash);
             self.kept.borrow_mut().begin(&blob.hash, blob.bytes, max, in_use)
         };
-        match begun {
-            Ok(gone) => {
-                self.delete(&gone).await;
-                Some(store)
-            }
-            Err(NoRoom { max, in_use }) => {
-                self.say_limit(format!(
-                    "the disk limit is {:.0} MB, {:.0} MB of it in use: some weights are kept in \
-                     memory only",
-                    max as f64 / 1e6,
-                    in_use as f64 / 1e6
-                ));
-                None
-            }
+        let refused = match begun {
+            Ok(gone) => match self.delete(gone).await {
+                Ok(()) => return Some(store),
+                // So there is no room after all.
+                Err(remains) => remains,
+            },
+            Err(no_room) => no_room,
+        };
+        // An earlier attempt may have left something on disk.
+        let left = self.kept.borrow_mut().abandon(&blob.hash);
+        let _ = self.delete(left).await;
+        self.unkept(&blob.hash, Unkept::Limit(refused));
+        None
+    }
+
+    /// A blob is not on disk, as long as it is wanted.
+    fn unkept(&self, hash: &BlobHash, why: Unkept) {
+        js::warn(&format!("blob {hash} is kept in memory only: {why:?}"));
+        if self.wanted.borrow().contains_key(hash) {
+            self.unkept.borrow_mut().insert(hash.clone(), why);
         }
     }
 
     /// Deletes files that the list has already forgotten.
-    async fn delete(&self, gone: &[Gone]) {
-        let Some(store) = &self.store else { return };
+    ///
+    /// # Errors
+    /// Some are still there, and in the list again.
+    async fn delete(&self, gone: impl IntoIterator<Item = Gone>) -> Result<(), NoRoom> {
+        let Some(store) = &self.store else { return Ok(()) };
+        let mut all = true;
         for file in gone {
-            let name = match file {
-                Gone::Blob(hash) => {
+            let name = match &file {
+                Gone::Blob(hash, _) => {
                     self.verified.borrow_mut().remove(hash);
                     hash.clone()
                 }
-                Gone::Part(hash) => partial(hash),
+                Gone::Part(hash, _) => partial(hash),
             };
-            if let Err(error) = store.remove_blob(&name).await {
-                js::warn(&format!("{name} is not removed: {error}"));
+            match store.remove_blob(&name).await {
+                Ok(()) | Err(StorageError::Absent) => {}
+                Err(error) => {
+                    js::warn(&format!("{name} is not removed: {error}"));
+                    self.kept.borrow_mut().remains(file);
+                    all = false;
+                }
             }
         }
+        let in_use = self.kept.borrow().bytes();
+        if all { Ok(()) } else { Err(NoRoom { max: self.disk_bytes_max.get(), in_use }) }
     }
 
     async fn remove(&self, hash: &str) {
@@ -301,6 +364,7 @@ impl Weights {
     pub fn forget(self: &Rc<Self>, hash: &str) {
         self.wanted.borrow_mut().remove(hash);
         self.memory.borrow_mut().remove(hash);
+        self.unkept.borrow_mut().remove(hash);
         self.shrink();
     }
 
@@ -308,6 +372,7 @@ impl Weights {
     pub fn forget_all(self: &Rc<Self>) {
         self.wanted.borrow_mut().clear();
         self.memory.borrow_mut().clear();
+        self.unkept.borrow_mut().clear();
         self.shrink();
     }
 
@@ -354,17 +419,18 @@ impl Weights {
     }
 
     /// As [`Weights::read`]; a blob that is not what it should be is fetched anew, once.
-    async fn read_again(&self, hash: &str, take: Take<'_>) -> Result<(), String> {
+    async fn read_again(&self, hash: &str, take: Take<'_>) -> Result<(), SourceError> {
         let reason = match self.read(hash, take).await {
             Ok(()) => return Ok(()),
             Err(reason) => reason,
         };
         js::warn(&format!("blob {hash}: {reason}; it is fetched again"));
-        let bytes = self.wanted.borrow().get(hash).copied().ok_or("nobody wants it any more")?;
+        let bytes = self.wanted.borrow().get(hash).copied();
+        let bytes = bytes.ok_or_else(|| "nobody wants it any more".to_owned())?;
         self.remove(hash).await;
         let blob = BlobRef { hash: hash.to_owned(), bytes };
         self.download(&blob, &Cancel::new()?, |_| {}).await?;
-        self.read(hash, take).await
+        Ok(self.read(hash, take).await?)
     }
 }
 
@@ -372,7 +438,7 @@ impl Weights {
 pub struct Supply(pub Rc<Weights>);
 
 impl Source for Supply {
-    async fn whole(&mut self, hash: &str) -> Result<BlobBytes, String> {
+    async fn whole(&mut self, hash: &str) -> Result<BlobBytes, SourceError> {
         let weights = &self.0;
         let shared = weights.given.borrow().get(hash).and_then(Weak::upgrade);
         if let Some(blob) = shared {
@@ -384,7 +450,7 @@ impl Source for Supply {
             Some(blob) => blob,
             None => {
                 let bytes = weights.wanted.borrow().get(hash).copied().unwrap_or_default();
-                let mut blob = download::room(bytes)?;
+                let mut blob = download::room(bytes).map_err(SourceError::NoRoom)?;
                 weights
                     .read_again(hash, &mut |at, piece| {
                         blob.truncate(at as usize);
@@ -409,7 +475,8 @@ impl Source for Supply {
         let weights = &self.0;
         // What a device has taken cannot be taken back: nothing goes there unchecked.
         if !weights.verified.borrow().contains(hash) || !weights.is_here(hash) {
-            weights.read_again(hash, &mut |_, _| Ok(())).await?;
+            let read = weights.read_again(hash, &mut |_, _| Ok(())).await;
+            read.map_err(|error| error.to_string())?;
         }
         let mut refused = false;
         let mut take = |at, piece: &[u8]| take(at, piece).inspect_err(|_| refused = true);

@@ -9,7 +9,7 @@ use protocol::payload::{elements, to_payload};
 use protocol::{Assignment, BlobHash, Dtype, SessionId};
 use worker_core::{Run, RunFault, Shape, ShardKey};
 
-use crate::source::{Blobs, Source};
+use crate::source::{Blobs, Source, SourceError};
 use crate::spans::SpanShards;
 
 /// What computes.
@@ -84,6 +84,15 @@ pub enum LoadError {
     Engine(String),
 }
 
+impl From<SourceError> for LoadError {
+    fn from(error: SourceError) -> LoadError {
+        match error {
+            SourceError::NoRoom(reason) => LoadError::NoRoom(reason),
+            SourceError::Other(reason) => LoadError::Blob(reason),
+        }
+    }
+}
+
 /// A worker's shards. One that broke stays in its place and answers why.
 pub struct Shards {
     computer: Computer,
@@ -144,7 +153,7 @@ impl Shards {
         assignment: &Assignment,
         source: &mut impl Source,
     ) -> Result<Shape, LoadError> {
-        let manifest = source.whole(&assignment.manifest.hash).await.map_err(LoadError::Blob)?;
+        let manifest = source.whole(&assignment.manifest.hash).await?;
         let manifest = Manifest::from_bytes((*manifest).as_ref())
             .map_err(|error| LoadError::Manifest(error.to_string()))?;
         let class = Class::from_name(&assignment.class)
@@ -166,7 +175,7 @@ impl Shards {
                 let hashes: BTreeSet<&BlobHash> =
                     assignment.blobs.iter().map(|blob| &blob.hash).collect();
                 for hash in hashes {
-                    let bytes = source.whole(hash).await.map_err(LoadError::Blob)?;
+                    let bytes = source.whole(hash).await?;
                     blobs.insert(hash.clone(), bytes);
                 }
                 let loaded = SpanShards::load(manifest, assignment.span, class, blobs, limits);
@@ -426,6 +435,34 @@ mod tests {
         let refused = now(shards.load(ShardKey(1), &assignment, &mut blobs)).unwrap_err();
         assert!(refused.to_string().contains(&lost), "{refused}");
         assert_eq!(shards.memory_used(), 0);
+    }
+
+    /// A source whose memory is used up before the blobs are.
+    struct Full(Blobs, usize);
+
+    impl Source for Full {
+        async fn whole(&mut self, hash: &str) -> Result<BlobBytes, SourceError> {
+            let none = || SourceError::NoRoom("no memory for it".into());
+            self.1 = self.1.checked_sub(1).ok_or_else(none)?;
+            self.0.whole(hash).await
+        }
+
+        async fn pieces(&mut self, _: &str, _: crate::source::Take<'_>) -> Result<(), String> {
+            Err("nothing of this goes to a device".into())
+        }
+    }
+
+    #[test]
+    fn memory_that_was_lent_and_is_not_there_is_told_from_other_faults() {
+        let (_, blobs, [assignment, _]) = tiny();
+        let mut shards = Shards::new(Computer::Cpu { threads: 1 }, 1 << 30);
+        // The manifest does not fit, then a blob of the weights.
+        for room in [0, 1] {
+            let mut source = Full(blobs.clone(), room);
+            let refused = now(shards.load(ShardKey(1), &assignment, &mut source)).unwrap_err();
+            assert_eq!(refused, LoadError::NoRoom("no memory for it".into()));
+        }
+        now(shards.load(ShardKey(1), &assignment, &mut Full(blobs, 99))).unwrap();
     }
 
     #[test]

@@ -10,4 +10,4 @@ mod source;
 mod spans;
 
 pub use held::{Computer, LoadError, Shards};
-pub use source::{Blobs, Source, Take};
+pub use source::{Blobs, Source, SourceError, Take};
