@@ -8,6 +8,12 @@ use protocol::{NAME_BYTES_MAX, clean_text_to};
 pub const WASM_MEMORY_BYTES_MAX: u64 = 3 << 30;
 /// Less than this is not offered: no layer of a usual model fits, bytes.
 pub const LENT_BYTES_MIN: u64 = 8 << 20;
+/// The answers of all helpers of a shard together, in the memory shared with the chief and in
+/// their own, at most: twice the f32 of `engine::crew::ANSWER_VALUES_MAX`.
+const HELPERS_ANSWERS_BYTES: u64 = 32 << 20;
+/// What else each helper has: the program, and its orders, which for 256 rows of a usual model
+/// take 1 to 4 MiB in the memory shared with the chief and twice as much in its own.
+const HELPER_BYTES: u64 = 12 << 20;
 /// Longest rest after a step, ms.
 pub const REST_MS_MAX: f64 = 20_000.0;
 
@@ -81,9 +87,16 @@ impl Room {
 
 /// What of `lent` bytes the coordinator may fill where so many helpers have copies of their
 /// shares of the weights: with T threads all weights are there once, and (T − 1)/T of them again.
+/// Helpers' own memory and buffers are set aside before, but no more than a quarter: the less is
+/// lent, the narrower the model, and with it the buffers.
 pub fn without_copies(lent: u64, helpers: usize) -> u64 {
+    if helpers == 0 {
+        return lent;
+    }
+    let aside = HELPERS_ANSWERS_BYTES + helpers as u64 * HELPER_BYTES;
+    let left = u128::from(lent - aside.min(lent / 4));
     let threads = helpers as u128 + 1;
-    (u128::from(lent) * threads / (2 * threads - 1)) as u64
+    (left * threads / (2 * threads - 1)) as u64
 }
 
 /// The worker's name for people.
@@ -166,11 +179,16 @@ pub(crate) mod tests {
     #[test]
     fn copies_of_helpers_lie_within_what_is_lent() {
         assert_eq!(without_copies(1500, 0), 1500);
+        let lent = 4 << 30;
         for helpers in 1..8 {
-            let once = without_copies(1500, helpers);
+            let once = without_copies(lent, helpers);
             let copies = once * helpers as u64 / (helpers as u64 + 1);
-            assert!((1495..=1500).contains(&(once + copies)), "{helpers} helpers: {once}");
+            let aside = lent - once - copies;
+            let own = HELPERS_ANSWERS_BYTES + helpers as u64 * HELPER_BYTES;
+            assert!((own..own + 4).contains(&aside), "{helpers} helpers: {aside}");
         }
+        // A quarter of 12, and of the rest two thirds.
+        assert_eq!(without_copies(12, 1), 6);
     }
 
     #[test]

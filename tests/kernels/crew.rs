@@ -1,7 +1,8 @@
 //! A shard with helpers: the same bits, also when they fail.
 
 use engine::Class;
-use engine::crew::{Crew, OrderError, PIECES_MAX, Share};
+use engine::crew::{Crew, Cut, CutError, OrderError, PIECES_MAX, Share, Tiles};
+use model::Layout;
 
 use crate::tiny::{Tiny, expected, feed, models, same_bits};
 
@@ -68,10 +69,17 @@ impl Crew for Inline {
 }
 
 pub fn share(tiny: &Tiny, helper: usize, helpers: usize) -> Share {
-    let mut share = Share::new(helper, helpers);
-    for part in 0..tiny.parts() {
-        let mut blobs = |hash: &str| tiny.blobs.get(hash).cloned();
-        share.add(&tiny.manifest, part, &mut blobs).expect("it loads");
+    let (shard, mut share) = (tiny.whole(Class::Canonical1), Share::default());
+    for product in 0..shard.products() {
+        let Cut { columns_max, matrices } = shard.cut(product, helper, helpers);
+        let copy = |t: Tiles<&[u8]>| Tiles {
+            layout: t.layout,
+            rows: t.rows,
+            cols: t.cols,
+            bytes: t.bytes.to_vec(),
+        };
+        let matrices = matrices.into_iter().map(copy).collect();
+        share.add(Cut { columns_max, matrices }).expect("a cut");
     }
     share
 }
@@ -127,4 +135,10 @@ pub fn shares_add_up_and_refuse_what_is_not_theirs() {
     }
     // One row of product 0, but no activations.
     assert_eq!(refused(&[0, 0, 0, 0, 1, 0, 0, 0]), Err(OrderError { bytes: 8 }));
+    for (layout, bytes) in [(Layout::Q8, 543), (Layout::F32, 4 * 16 * 32)] {
+        let tiles = Tiles { layout, rows: 16, cols: 32, bytes: vec![0; bytes] };
+        let cut = Cut { columns_max: 1, matrices: vec![tiles] };
+        let refused = CutError { layout, rows: 16, cols: 32, bytes };
+        assert_eq!(crew.shares[0].add(cut), Err(refused));
+    }
 }

@@ -6,14 +6,18 @@ use std::thread::JoinHandle;
 use std::time::{Duration, Instant};
 
 use engine::Class;
-use engine::crew::Crew;
 use engine::crew::slot::{self, ChiefSlot, Memory};
+use engine::crew::{Crew, OrderError};
 
 use crate::crew::share;
 use crate::tiny::{Tiny, expected, feed, models, same_bits};
 
 /// Words of a slot.
 const WORDS: usize = 8;
+/// What stands for an order's number once the chief ended its helper.
+const ENDED: i32 = -1;
+/// Whoever waits longer for another thread fails.
+const ANSWER_MAX: Duration = Duration::from_secs(60);
 /// Nobody is woken after so long: sleeps may end early.
 const SLEEP_MAX: Duration = Duration::from_millis(50);
 
@@ -84,7 +88,9 @@ impl Memory for View {
 
     fn write(&self, at: usize, bytes: &[u8]) {
         let order = self.order();
-        while self.late && self.order() == order {
+        let limit = Instant::now() + ANSWER_MAX;
+        while self.late && order != ENDED && self.order() == order {
+            assert!(Instant::now() < limit, "no further order, and no end");
             std::thread::yield_now();
         }
         for (from, to) in bytes.iter().zip(&self.bytes.bytes[at..]) {
@@ -115,7 +121,7 @@ enum Flaw {
 
 struct Threads {
     members: Vec<(ChiefSlot<View>, Flaw)>,
-    threads: Vec<JoinHandle<()>>,
+    threads: Vec<JoinHandle<Result<(), OrderError>>>,
     orders: u32,
     /// Some helper answered something.
     helped: Arc<AtomicBool>,
@@ -149,7 +155,11 @@ impl Crew for Threads {
         for ((slot, flaw), &pieces) in self.members.iter_mut().zip(pieces) {
             assert!(slot.order(order, pieces), "the slot has room");
             // However busy the machine is, it has taken part once.
-            while self.orders == 1 && *flaw == Flaw::Nothing && slot.answered(1) == 0 {}
+            let limit = Instant::now() + ANSWER_MAX;
+            while self.orders == 1 && *flaw == Flaw::Nothing && slot.answered(1) == 0 {
+                assert!(Instant::now() < limit, "a helper does not answer");
+                assert!(!self.threads.iter().any(JoinHandle::is_finished), "a helper ended");
+            }
             if matches!(flaw, Flaw::Ends(after) if *after < self.orders) {
                 slot.end();
             }
@@ -175,7 +185,10 @@ impl Drop for Threads {
     fn drop(&mut self) {
         self.members.iter().for_each(|(slot, _)| slot.end());
         for thread in self.threads.drain(..) {
-            thread.join().expect("it did not panic");
+            let ended = thread.join();
+            if !std::thread::panicking() {
+                assert!(matches!(ended, Ok(Ok(()))), "a helper: {ended:?}");
+            }
         }
     }
 }
@@ -204,4 +217,22 @@ fn helpers_on_threads_do_not_show_whatever_is_wrong_with_them() {
             assert!(helped.load(Ordering::Relaxed), "{flaws:?} took part");
         }
     }
+}
+
+#[test]
+fn a_refused_order_is_nobodys_and_an_order_waits_for_the_last_ones_pieces() {
+    let (_, tiny) = models().swap_remove(0);
+    let share = share(&tiny, 0, 1);
+    let order_max = share.order_bytes_max();
+    let view = View::new(slot::bytes(order_max, share.answer_bytes_max()));
+    slot::prepare(&view, order_max);
+    let mut chief = ChiefSlot::new(view);
+    assert!(chief.order(&[1; 8], 2));
+    assert!(chief.take() && chief.take() && !chief.take(), "two pieces");
+    assert!(!chief.order(&vec![1; order_max + 4], 3), "there is no room");
+    assert!(!chief.take(), "nothing of it can be begun");
+    assert_eq!(chief.answered(3), 0);
+    assert!(chief.order(&[1; 8], 1));
+    let early = std::panic::AssertUnwindSafe(|| chief.order(&[1; 8], 1));
+    assert!(std::panic::catch_unwind(early).is_err(), "a piece is left");
 }

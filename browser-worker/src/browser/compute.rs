@@ -7,17 +7,19 @@ use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use api::TabSettings;
-use engine::BlobBytes;
+use engine::{BlobBytes, Class, Shard};
 use protocol::{Assignment, SessionId};
 use shards::{LoadError, Shards, Source, SourceError};
 use worker_core::{Event, Run, ShardKey};
 
-use super::helpers::hire;
+use super::helpers::{Helper, hire};
 use super::inbox::{Happened, Inbox};
 use super::js;
 use super::weights::Supply;
 use crate::settings::rest_ms;
 
+/// Between two looks at whether the shards are at hand, ms.
+const LOOK_MS: f64 = 10.0;
 /// A rest ends so soon after the worker is told to leave, ms.
 const REST_SLICE_MS: f64 = 50.0;
 
@@ -47,8 +49,10 @@ struct Shared {
     stop: Cell<bool>,
     /// No more rests.
     hurry: Cell<bool>,
-    /// Why a shard has no helpers, in words.
-    alone: RefCell<Option<String>>,
+    /// The shards, while none of them is at work.
+    shards: RefCell<Option<Shards>>,
+    /// By shard, those on the CPU that share their work.
+    hired: RefCell<BTreeMap<ShardKey, Hired>>,
     settings: Rc<RefCell<TabSettings>>,
     inbox: Inbox,
     start: u64,
@@ -69,12 +73,13 @@ impl Compute {
             waker: RefCell::default(),
             stop: Cell::new(false),
             hurry: Cell::new(false),
-            alone: RefCell::default(),
+            shards: RefCell::new(Some(shards)),
+            hired: RefCell::default(),
             settings,
             inbox,
             start,
         });
-        wasm_bindgen_futures::spawn_local(run(shared.clone(), shards, supply, helpers));
+        wasm_bindgen_futures::spawn_local(run(shared.clone(), supply, helpers));
         Compute(shared)
     }
 
@@ -89,9 +94,9 @@ impl Compute {
         self.0.hurry.set(true);
     }
 
-    /// Why a shard is computed by one thread where there were to be more, in words.
-    pub fn alone(&self) -> Option<String> {
-        self.0.alone.borrow().clone()
+    /// What became of the helpers, in words.
+    pub fn notes(&self) -> Vec<String> {
+        self.0.hired.borrow().values().filter_map(Hired::note).collect()
     }
 
     /// Begins nothing further, drops the shards, and then says [`Happened::ComputeEnded`].
@@ -125,10 +130,40 @@ impl Shared {
         .await
     }
 
-    fn one_thread(&self, reason: String) {
-        if !self.stop.get() {
-            js::warn(&format!("one thread: {reason}"));
-            *self.alone.borrow_mut() = Some(reason);
+    /// Gives a shard helpers, beside the queue: it is computed by one thread until they hold
+    /// their shares.
+    async fn hire(self: Rc<Self>, shard: ShardKey, wanted: usize, gone: Rc<Cell<bool>>) {
+        let stop = || self.stop.get() || gone.get();
+        let with = |take: &mut dyn FnMut(&Shard)| {
+            let shards = self.shards.borrow();
+            let whole = shards.as_ref().and_then(|shards| shards.whole(shard));
+            whole.map(take).is_some()
+        };
+        let (mut crew, helpers) = match hire(wanted, &with, &stop).await {
+            Ok((crew, helpers)) => (Some(Box::new(crew)), helpers),
+            Err(_) if stop() => return,
+            Err(reason) => {
+                js::warn(&format!("one thread: {reason}"));
+                if let Some(hired) = self.hired.borrow_mut().get_mut(&shard) {
+                    hired.alone = Some(reason);
+                }
+                return;
+            }
+        };
+        while let Some(ready) = crew.take() {
+            if stop() {
+                return;
+            }
+            match self.shards.borrow_mut().as_mut() {
+                Some(shards) => shards.take_on(shard, ready),
+                None => crew = Some(ready),
+            }
+            if crew.is_some() {
+                js::sleep(LOOK_MS).await;
+            }
+        }
+        if let Some(hired) = self.hired.borrow_mut().get_mut(&shard) {
+            hired.helpers = helpers;
         }
     }
 
@@ -147,6 +182,37 @@ impl Shared {
             }
             js::sleep(left.min(REST_SLICE_MS)).await;
         }
+    }
+}
+
+/// The helpers of a shard; they end with it.
+#[derive(Default)]
+struct Hired {
+    helpers: Vec<Helper>,
+    /// Why there are none, in words.
+    alone: Option<String>,
+    /// Set once the shard is.
+    gone: Rc<Cell<bool>>,
+}
+
+impl Drop for Hired {
+    fn drop(&mut self) {
+        self.gone.set(true);
+    }
+}
+
+impl Hired {
+    fn note(&self) -> Option<String> {
+        if let Some(reason) = &self.alone {
+            return Some(format!("one thread after all: {reason}"));
+        }
+        let all = self.helpers.len();
+        let problems: Vec<String> = self.helpers.iter().filter_map(Helper::problem).collect();
+        if let Some(reason) = problems.last() {
+            return Some(format!("{} of {all} helpers failed: {reason}", problems.len()));
+        }
+        let helped = self.helpers.iter().filter(|helper| helper.has_helped()).count();
+        (helped > 0).then(|| format!("{helped} of {all} helpers have taken part"))
     }
 }
 
@@ -180,26 +246,28 @@ impl Source for Until<'_> {
     }
 }
 
-async fn run(shared: Rc<Shared>, mut shards: Shards, mut supply: Supply, helpers: usize) {
-    // By shard; they end with it.
-    let mut hired = BTreeMap::new();
+async fn run(shared: Rc<Shared>, mut supply: Supply, helpers: usize) {
     while let Some(command) = shared.next().await {
+        if let Command::Run(_) = command {
+            // A pause that came meanwhile is seen before the step begins.
+            js::yield_now().await;
+            if shared.stop.get() {
+                break;
+            }
+        }
+        let Some(mut shards) = shared.shards.take() else { break };
         match command {
             Command::Load(shard, assignment) => {
                 let mut source = Until(&mut supply, &shared);
-                let event = match shards.load(shard, &assignment, &mut source).await {
+                match shards.load(shard, &assignment, &mut source).await {
                     Ok(shape) => {
-                        if helpers > 0 {
-                            let stop = || shared.stop.get();
-                            match hire(&assignment, &mut source, helpers, &stop).await {
-                                Ok((crew, helpers)) => {
-                                    shards.take_on(shard, Box::new(crew));
-                                    hired.insert(shard, helpers);
-                                }
-                                Err(reason) => shared.one_thread(reason),
-                            }
+                        shared.tell(Event::Loaded { shard, shape }, None);
+                        if helpers > 0 && assignment.class == Class::Canonical1.name() {
+                            let hired = Hired::default();
+                            let hire = shared.clone().hire(shard, helpers, hired.gone.clone());
+                            shared.hired.borrow_mut().insert(shard, hired);
+                            wasm_bindgen_futures::spawn_local(hire);
                         }
-                        Event::Loaded { shard, shape }
                     }
                     Err(error) => {
                         let reason = error.to_string();
@@ -207,25 +275,20 @@ async fn run(shared: Rc<Shared>, mut shards: Shards, mut supply: Supply, helpers
                         if let LoadError::NoRoom(_) = error {
                             shared.inbox.push(Happened::NoRoom { start: shared.start, reason });
                         }
-                        continue;
                     }
-                };
-                shared.tell(event, None);
+                }
             }
             Command::Run(run) => {
-                // A pause that came meanwhile is seen before the step begins.
-                js::yield_now().await;
-                if shared.stop.get() {
-                    break;
-                }
                 let began = js::now_ms();
                 let result = shards.run(&run).await;
                 let ended = js::now_ms();
+                shared.shards.replace(Some(shards));
                 // Before the answer: whoever waits for it sees how fast this worker is.
                 shared.rest(ended - began).await;
                 let compute_us = ((js::now_ms() - began) * 1000.0) as u32;
                 let event = Event::RunDone { run: run.id, compute_us, result };
                 shared.tell(event, Some((began, ended)));
+                continue;
             }
             Command::Fork(shard, from, to, positions) => shards.fork(shard, from, to, positions),
             Command::Truncate(shard, session, positions) => {
@@ -234,11 +297,12 @@ async fn run(shared: Rc<Shared>, mut shards: Shards, mut supply: Supply, helpers
             Command::Release(shard, session) => shards.release(shard, session),
             Command::Unload(shard) => {
                 shards.unload(shard);
-                hired.remove(&shard);
+                shared.hired.borrow_mut().remove(&shard);
             }
         }
+        shared.shards.replace(Some(shards));
     }
-    drop(shards);
-    drop(hired);
+    drop(shared.shards.take());
+    shared.hired.borrow_mut().clear();
     shared.inbox.push(Happened::ComputeEnded { start: shared.start });
 }

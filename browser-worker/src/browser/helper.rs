@@ -3,12 +3,10 @@
 
 use std::cell::RefCell;
 use std::rc::Rc;
-use std::sync::Arc;
 
-use engine::BlobBytes;
-use engine::crew::{Share, slot};
-use js_sys::{Array, Map, Uint8Array};
-use model::Manifest;
+use engine::crew::{Cut, Share, Tiles, slot};
+use js_sys::{Array, Uint8Array};
+use model::Layout;
 use wasm_bindgen::prelude::*;
 use web_sys::MessageEvent;
 
@@ -17,70 +15,74 @@ use super::slot::{SharedBytes, shared};
 
 /// Ends the worker's address where it is to be a helper.
 pub const QUERY: &str = "helper";
+/// The folder of this module, which a helper's `worker.js` is told, with the module.
+pub const MODULE: &str = if cfg!(target_feature = "relaxed-simd") { "relaxed" } else { "simd128" };
+/// What tiles may lie in, by number.
+const LAYOUTS: [Layout; 6] =
+    [Layout::Q4S, Layout::Q4M, Layout::Q4K, Layout::Q5S, Layout::Q6K, Layout::Q8];
 
-/// What a chief says to a helper. It answers each, after a first `true` once it listens; an
-/// answer in words is an error.
-pub enum Say {
+/// What a chief says to a helper. Whatever the helper says in words is an error.
+pub enum Say<'a> {
     /// Measure: the answer is the two rates of [`shards::benchmark::bytes_per_s`].
     Measure,
-    /// Hold nothing yet, of that manifest, as which helper of how many: the answer is `true`.
-    Begin(Uint8Array, [usize; 2]),
-    /// Hold its tiles of the next part, whose blobs by hash are `Uint8Array`s of shared memory:
-    /// `true`.
-    Part(u32, Map),
-    /// Serve what was held, in the [`SharedBytes`] that are the answer, and hear nothing more.
+    /// Hold its share of the span's next product; no answer.
+    Hold(&'a Cut<&'a [u8]>),
+    /// Is all that held? `true`.
+    Held,
+    /// Serve what is held, in the [`SharedBytes`] that are the answer, and hear nothing more.
     Serve,
 }
 
-impl Say {
-    /// For `postMessage`.
-    pub fn to_js(&self) -> JsValue {
-        let fields = Array::new();
-        let say = |field: JsValue| {
-            fields.push(&field);
-        };
+impl Say<'_> {
+    /// For `postMessage`, and what is to be transferred.
+    pub fn to_js(&self) -> (JsValue, Array) {
+        let (fields, transfer) = (Array::new(), Array::new());
+        let say = |number: usize| fields.push(&JsValue::from(number as u32));
         match self {
-            Say::Measure => say(0.into()),
-            Say::Begin(manifest, [helper, helpers]) => {
-                say(1.into());
-                say(manifest.into());
-                say((*helper as u32).into());
-                say((*helpers as u32).into());
+            Say::Measure => say(0),
+            Say::Hold(cut) => {
+                say(1);
+                say(cut.columns_max);
+                for tiles in &cut.matrices {
+                    let layout = LAYOUTS.iter().position(|layout| *layout == tiles.layout);
+                    for number in [layout.unwrap_or(LAYOUTS.len()), tiles.rows, tiles.cols] {
+                        say(number);
+                    }
+                    let bytes = Uint8Array::from(tiles.bytes);
+                    fields.push(&bytes);
+                    transfer.push(&bytes.buffer());
+                }
+                fields.length()
             }
-            Say::Part(part, blobs) => {
-                say(2.into());
-                say((*part).into());
-                say(blobs.into());
-            }
-            Say::Serve => say(3.into()),
-        }
-        fields.into()
-    }
-
-    fn from_js(message: JsValue) -> Say {
-        let fields: Array = message.unchecked_into();
-        let number = |at| fields.get(at).as_f64().unwrap_or_default() as u32;
-        match number(0) {
-            0 => Say::Measure,
-            1 => {
-                let place = [number(2) as usize, number(3) as usize];
-                Say::Begin(fields.get(1).unchecked_into(), place)
-            }
-            2 => Say::Part(number(1), fields.get(2).unchecked_into()),
-            _ => Say::Serve,
-        }
+            Say::Held => say(2),
+            Say::Serve => say(3),
+        };
+        (fields.into(), transfer)
     }
 }
 
-/// What it holds.
-type Held = Option<(Manifest, Share)>;
+/// A cut of those fields; `None` if it is none.
+fn cut(fields: &Array) -> Option<Cut<Vec<u8>>> {
+    let number = |at| fields.get(at).as_f64().map(|number| number as usize);
+    let tiles = |at| {
+        Some(Tiles {
+            layout: *LAYOUTS.get(number(at)?)?,
+            rows: number(at + 1)?,
+            cols: number(at + 2)?,
+            bytes: fields.get(at + 3).dyn_into::<Uint8Array>().ok()?.to_vec(),
+        })
+    };
+    let matrices = (2..fields.length()).step_by(4).map(tiles).collect::<Option<_>>()?;
+    Some(Cut { columns_max: number(1)?, matrices })
+}
 
 /// Listens.
 pub fn start() {
-    let held: Rc<RefCell<Held>> = Rc::default();
+    let share = Rc::new(RefCell::new(Share::default()));
     let listen = Closure::<dyn FnMut(MessageEvent)>::new(move |event: MessageEvent| {
-        match hear(Say::from_js(event.data()), &mut held.borrow_mut()) {
-            Ok(answer) => say(&answer),
+        match hear(&event.data().unchecked_into(), &share) {
+            Ok(Some(answer)) => say(&answer),
+            Ok(None) => {}
             Err(reason) => say(&reason.into()),
         }
     });
@@ -94,30 +96,20 @@ fn say(message: &JsValue) {
     let _ = js::scope().post_message(message);
 }
 
-fn hear(said: Say, held: &mut Held) -> Result<JsValue, String> {
-    match said {
-        Say::Measure => {
+fn hear(said: &Array, share: &Rc<RefCell<Share>>) -> Result<Option<JsValue>, String> {
+    match said.get(0).as_f64().unwrap_or_default() as u32 {
+        0 => {
             let rates = shards::benchmark::bytes_per_s(1, || js::now_ms() / 1000.0)?;
-            Ok(rates.into_iter().map(JsValue::from).collect::<Array>().into())
+            Ok(Some(rates.into_iter().map(JsValue::from).collect::<Array>().into()))
         }
-        Say::Begin(manifest, [helper, helpers]) => {
-            let manifest = Manifest::from_bytes(&manifest.to_vec());
-            let manifest = manifest.map_err(|error| error.to_string())?;
-            *held = Some((manifest, Share::new(helper, helpers)));
-            Ok(JsValue::TRUE)
+        1 => {
+            let cut = cut(said).ok_or("it was given something other than tiles")?;
+            share.borrow_mut().add(cut).map_err(|error| error.to_string())?;
+            Ok(None)
         }
-        Say::Part(part, blobs) => {
-            let (manifest, share) = held.as_mut().ok_or("a part before the manifest")?;
-            let mut get = |hash: &str| {
-                let blob = blobs.get(&hash.into());
-                let there = !blob.is_undefined();
-                there.then(|| Arc::new(blob.unchecked_into::<Uint8Array>().to_vec()) as BlobBytes)
-            };
-            share.add(manifest, part, &mut get).map_err(|error| error.to_string())?;
-            Ok(JsValue::TRUE)
-        }
-        Say::Serve => {
-            let (_, mut share) = held.take().ok_or("nothing to serve")?;
+        2 => Ok(Some(JsValue::TRUE)),
+        _ => {
+            let mut share = share.take();
             let order_max = share.order_bytes_max();
             let buffer = shared(slot::bytes(order_max, share.answer_bytes_max()))?;
             let memory = SharedBytes::new(&buffer).ok_or("no shared memory")?;
@@ -125,9 +117,11 @@ fn hear(said: Say, held: &mut Held) -> Result<JsValue, String> {
             wasm_bindgen_futures::spawn_local(async move {
                 // What is posted goes out first.
                 js::yield_now().await;
-                slot::serve(&memory, &mut share);
+                if let Err(error) = slot::serve(&memory, &mut share) {
+                    say(&error.to_string().into());
+                }
             });
-            Ok(buffer.into())
+            Ok(Some(buffer.into()))
         }
     }
 }

@@ -6,23 +6,24 @@ use std::rc::Rc;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 
-use engine::Class;
-use engine::crew::Crew;
+use engine::Shard;
 use engine::crew::slot::ChiefSlot;
-use js_sys::{Array, Map, Uint8Array};
-use model::Manifest;
-use protocol::Assignment;
-use shards::Source;
+use engine::crew::{Crew, HELPERS_MAX};
+use js_sys::Array;
 use wasm_bindgen::prelude::*;
 use web_sys::{ErrorEvent, MessageEvent, Worker, WorkerOptions, WorkerType};
 
-use super::helper::{QUERY, Say};
+use super::helper::{MODULE, QUERY, Say};
 use super::js;
-use super::slot::{SharedBytes, shared};
+use super::slot::SharedBytes;
 
 /// Helpers of one tab at a time: of all its shards, of which it has two while one replaces
 /// another.
-const HELPERS_ALL_MAX: usize = 16;
+const HELPERS_ALL_MAX: usize = 2 * HELPERS_MAX;
+/// Helpers that do not hold their shares after so long are done without, ms.
+const HIRE_MS_MAX: f64 = 60_000.0;
+/// Weights on their way to helpers at a time, bytes; or those of one product.
+const SENT_BYTES_MAX: usize = 8 << 20;
 /// Helpers that have not loaded their code after so long are done without, ms.
 const START_MS_MAX: f64 = 5000.0;
 /// The same for an answer, ms.
@@ -38,8 +39,12 @@ pub struct Helper {
     worker: Worker,
     /// What it said last.
     said: Rc<RefCell<Option<JsValue>>>,
+    /// Why it broke, in words.
+    problem: Rc<RefCell<Option<String>>>,
     /// It broke.
     broke: Arc<AtomicBool>,
+    /// It has computed something.
+    helped: Arc<AtomicBool>,
     _listen: [Closure<dyn FnMut(JsValue)>; 2],
 }
 
@@ -66,48 +71,75 @@ impl Helper {
         let worker = Worker::new_with_options(&address, &options).map_err(|e| js::text(&e))?;
         HELPERS.fetch_add(1, Ordering::Relaxed);
         let said: Rc<RefCell<Option<JsValue>>> = Rc::default();
-        let (hears, fails) = (said.clone(), said.clone());
-        let broke = Arc::new(AtomicBool::new(false));
-        let breaks = broke.clone();
+        let problem: Rc<RefCell<Option<String>>> = Rc::default();
+        let (broke, helped) = (Arc::new(AtomicBool::new(false)), Arc::default());
+        let breaks = {
+            let (problem, broke) = (problem.clone(), broke.clone());
+            move |reason: String| {
+                js::warn(&format!("a helper failed: {reason}"));
+                broke.store(true, Ordering::Relaxed);
+                problem.borrow_mut().get_or_insert(reason);
+            }
+        };
+        let (hears, fails) = (said.clone(), breaks.clone());
         let listen = [
             Closure::<dyn FnMut(JsValue)>::new(move |event: JsValue| {
-                *hears.borrow_mut() = Some(event.unchecked_into::<MessageEvent>().data());
+                let data = event.unchecked_into::<MessageEvent>().data();
+                match data.as_string() {
+                    Some(reason) => breaks(reason),
+                    None => *hears.borrow_mut() = Some(data),
+                }
             }),
             Closure::<dyn FnMut(JsValue)>::new(move |event: JsValue| {
                 let event = event.unchecked_into::<ErrorEvent>();
                 event.prevent_default();
                 // Some errors have no message.
-                let reason = js::get(&event, "message").as_string().unwrap_or_default();
-                let reason = format!("a helper failed: {reason}");
-                js::warn(&reason);
-                breaks.store(true, Ordering::Relaxed);
-                *fails.borrow_mut() = Some(reason.into());
+                fails(js::get(&event, "message").as_string().unwrap_or_default());
             }),
         ];
         worker.set_onmessage(Some(listen[0].as_ref().unchecked_ref()));
         worker.set_onerror(Some(listen[1].as_ref().unchecked_ref()));
-        Ok(Helper { worker, said, broke, _listen: listen })
+        let helper = Helper { worker, said, problem, broke, helped, _listen: listen };
+        // The same code as here: what is served by now may be another.
+        let module = Array::of2(&MODULE.into(), &wasm_bindgen::module());
+        helper.worker.post_message(&module).map_err(|error| js::text(&error))?;
+        Ok(helper)
     }
 
     /// Tells it something; what it says then is the answer.
-    pub fn tell(&self, say: &Say) {
+    pub fn tell(&self, say: &Say<'_>) {
         *self.said.borrow_mut() = None;
-        if let Err(error) = self.worker.post_message(&say.to_js()) {
-            *self.said.borrow_mut() = Some(js::text(&error).into());
+        let (message, transfer) = say.to_js();
+        if let Err(error) = self.worker.post_message_with_transfer(&message, &transfer) {
+            self.broke.store(true, Ordering::Relaxed);
+            self.problem.borrow_mut().get_or_insert(js::text(&error));
         }
+    }
+
+    /// Why it broke, in words.
+    pub fn problem(&self) -> Option<String> {
+        self.problem.borrow().clone()
+    }
+
+    /// Whether it has computed something.
+    pub fn has_helped(&self) -> bool {
+        self.helped.load(Ordering::Relaxed)
     }
 
     /// The answer, taken; an error is in words.
     fn answer(&self) -> Result<JsValue, String> {
-        let said = self.said.borrow_mut().take().ok_or("a helper does not answer")?;
-        said.as_string().map_or(Ok(said), Err)
+        match self.problem() {
+            Some(reason) => Err(format!("a helper failed: {reason}")),
+            None => Ok(self.said.borrow_mut().take().ok_or("a helper does not answer")?),
+        }
     }
 }
 
 /// Waits until each has said something, for so long.
 async fn heard(helpers: &[Helper], ms_max: f64, stop: &dyn Fn() -> bool) {
     let began = js::now_ms();
-    let silent = || helpers.iter().any(|helper| helper.said.borrow().is_none());
+    let waits = |helper: &Helper| helper.said.borrow().is_none() && helper.problem().is_none();
+    let silent = || helpers.iter().any(waits);
     while silent() && !stop() && js::now_ms() - began < ms_max {
         js::sleep(LOOK_MS).await;
     }
@@ -133,14 +165,16 @@ pub async fn start(wanted: usize, stop: &dyn Fn() -> bool) -> (Vec<Helper>, Opti
     (helpers, problem)
 }
 
-/// Has all of them measure themselves while `own` does; the sum of all rates.
+/// Has all of them measure themselves while `own` does; the sum of all rates. That leaves out
+/// what a step does on one core, attention and waiting for each other: a step is slower.
 pub async fn measure(
     helpers: &[Helper],
     own: impl Future<Output = Result<[f64; 2], String>>,
+    stop: &dyn Fn() -> bool,
 ) -> Result<[f64; 2], String> {
     helpers.iter().for_each(|helper| helper.tell(&Say::Measure));
     let mut rates = own.await?;
-    heard(helpers, ANSWER_MS_MAX, &|| false).await;
+    heard(helpers, ANSWER_MS_MAX, stop).await;
     for helper in helpers {
         let theirs: Array = helper.answer()?.unchecked_into();
         for (at, rate) in rates.iter_mut().enumerate() {
@@ -156,6 +190,7 @@ pub struct Helpers(Vec<Member>);
 struct Member {
     slot: ChiefSlot<SharedBytes>,
     broke: Arc<AtomicBool>,
+    helped: Arc<AtomicBool>,
     /// Takes no orders.
     idle: bool,
     /// Of its last order's pieces those that nobody has begun, where it is idle.
@@ -169,54 +204,54 @@ impl Drop for Member {
     }
 }
 
-/// Starts so many helpers and gives them their shares of what `assignment` holds, a part at a
-/// time, so that no more of it than one part is on its way. Dropping what is returned ends them.
+/// Starts so many helpers and gives them their shares of a shard. `with` calls what it is given
+/// with the shard, if that is at hand at the moment, and says whether it was. Dropping what is
+/// returned ends them.
 ///
 /// # Errors
 /// The shard is not shared; why, in words.
 pub async fn hire(
-    assignment: &Assignment,
-    source: &mut impl Source,
     wanted: usize,
+    with: &dyn Fn(&mut dyn FnMut(&Shard)) -> bool,
     stop: &dyn Fn() -> bool,
 ) -> Result<(Helpers, Vec<Helper>), String> {
-    if assignment.class != Class::Canonical1.name() {
-        return Err(format!("class {} is not shared", assignment.class));
-    }
+    let end = js::now_ms() + HIRE_MS_MAX;
+    let stop = &|| stop() || js::now_ms() > end;
     let (helpers, problem) = start(wanted, stop).await;
     if helpers.len() < wanted {
         // Shares are cut for as many as the owner was told.
         return Err(problem.unwrap_or_else(|| "a helper did not start".into()));
     }
-    let bytes = source.whole(&assignment.manifest.hash).await.map_err(|e| e.to_string())?;
-    let bytes = (*bytes).as_ref();
-    let manifest = Manifest::from_bytes(bytes).map_err(|error| error.to_string())?;
-    let manifest_bytes = Uint8Array::from(bytes);
-    for (place, helper) in helpers.iter().enumerate() {
-        helper.tell(&Say::Begin(manifest_bytes.clone(), [place, helpers.len()]));
-    }
-    agreed(&helpers, stop).await?;
-    for index in assignment.span.first..assignment.span.end {
-        let part = manifest.parts.get(index as usize).ok_or("the manifest has no such part")?;
-        let blobs = Map::new();
-        for blob in &part.blobs {
-            let bytes = source.whole(&blob.hash).await.map_err(|e| e.to_string())?;
-            let bytes = (*bytes).as_ref();
-            let copy = shared(bytes.len())?;
-            // The buffer may be some bytes longer.
-            let copy = Uint8Array::new_with_byte_offset_and_length(&copy, 0, bytes.len() as u32);
-            copy.copy_from(bytes);
-            blobs.set(&blob.hash.as_str().into(), &copy);
+    let (mut product, mut products) = (0, 1);
+    while product < products {
+        let at_hand = with(&mut |shard| {
+            products = shard.products();
+            let mut sent = 0;
+            while product < products && sent < SENT_BYTES_MAX {
+                for (place, helper) in helpers.iter().enumerate() {
+                    let cut = shard.cut(product, place, helpers.len());
+                    helper.tell(&Say::Hold(&cut));
+                    sent += cut.matrices.iter().map(|tiles| tiles.bytes.len()).sum::<usize>();
+                }
+                product += 1;
+            }
+        });
+        if stop() {
+            return Err(format!("helpers had {product} of {products} products in the end"));
         }
-        helpers.iter().for_each(|helper| helper.tell(&Say::Part(index, blobs.clone())));
-        agreed(&helpers, stop).await?;
+        if at_hand {
+            helpers.iter().for_each(|helper| helper.tell(&Say::Held));
+            agreed(&helpers, stop).await?;
+        } else {
+            js::sleep(LOOK_MS).await;
+        }
     }
     helpers.iter().for_each(|helper| helper.tell(&Say::Serve));
     heard(&helpers, ANSWER_MS_MAX, stop).await;
     let members = helpers.iter().map(|helper| {
         let memory = SharedBytes::new(&helper.answer()?).ok_or("a helper without memory")?;
         let (slot, broke) = (ChiefSlot::new(memory), helper.broke.clone());
-        Ok(Member { slot, broke, idle: false, left: 0 })
+        Ok(Member { slot, broke, helped: helper.helped.clone(), idle: false, left: 0 })
     });
     Ok((Helpers(members.collect::<Result<_, String>>()?), helpers))
 }
@@ -254,7 +289,10 @@ impl Crew for Helpers {
     }
 
     fn answered(&mut self, helper: usize, begun: usize) -> usize {
-        self.0[helper].slot.answered(begun)
+        let Member { slot, helped, .. } = &self.0[helper];
+        let answered = slot.answered(begun);
+        helped.fetch_or(answered > 0, Ordering::Relaxed);
+        answered
     }
 
     fn copy(&mut self, helper: usize, answers: &mut [u8]) {

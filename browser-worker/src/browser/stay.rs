@@ -155,8 +155,7 @@ impl Stay {
     pub fn device(&self) -> TabDevice {
         let mut device = self.ready.device.clone();
         device.notes.extend(self.note.clone());
-        let alone = self.compute.alone();
-        device.notes.extend(alone.map(|reason| format!("one thread after all: {reason}")));
+        device.notes.extend(self.compute.notes());
         device
     }
 

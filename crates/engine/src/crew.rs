@@ -2,7 +2,7 @@
 //!
 //! For Web Workers that each run a WASM instance of their own. The *chief* holds the shard,
 //! all its weights and the KV cache, and runs every step. Each *helper* holds a [`Share`]:
-//! some 16-row tiles of every matrix. For a product the chief gives all helpers one *order*
+//! some 16-row tiles of every matrix, which the chief [cuts](crate::Shard::cut). For a product the chief gives all helpers one *order*
 //! (the quantised activations) and computes its own tiles. A helper begins the *pieces* of its
 //! share one after the other, from the first on; the chief, once it is done, takes back what
 //! no helper has begun, from the last on, and copies the *answers* (rows of the output). So a
@@ -27,7 +27,8 @@ use crate::plan::Factor;
 use crate::types::Class;
 use crate::weights::{Matrix, Weights};
 
-pub use share::{OrderError, Share};
+pub(crate) use share::cut;
+pub use share::{Cut, CutError, OrderError, Share, Tiles};
 
 /// Helpers that one chief may have.
 pub const HELPERS_MAX: usize = 15;
@@ -48,7 +49,9 @@ pub trait Crew: Send {
     fn helpers(&self) -> usize;
 
     /// Gives every helper `order` and returns without waiting. Helper `h`'s share has
-    /// `pieces[h]` pieces. Whatever an earlier order left undone, nobody asks for any more.
+    /// `pieces[h]` pieces. All pieces of the order before are begun or taken back by then: who
+    /// orders [takes](Crew::take) until none is left. What was begun and not answered, nobody
+    /// asks for any more.
     fn begin(&mut self, order: &[u8], pieces: &[usize]);
 
     /// Takes back the last piece of the last order that `helper` has not begun and nobody has

@@ -8,7 +8,7 @@ use model::manifest::RopePairs;
 use numerics::rope::Pairs;
 
 use crate::cpu::Element;
-use crate::crew::{Chief, Crew};
+use crate::crew::{self, Chief, Crew, Cut, HELPERS_MAX};
 use crate::kv::{Kv, PageShape};
 use crate::plan;
 use crate::pool::Pool;
@@ -89,10 +89,27 @@ impl Shard {
         Ok(Shard { machine, scratch: Scratch::default(), cache, pages_max: limits.kv_pages_max })
     }
 
-    /// Takes on helpers that hold [`crate::crew::Share`]s of this manifest and span, made for
+    /// Takes on helpers that hold their shares of all products, which were [cut](Shard::cut) for
     /// as many helpers as the crew has. Outputs stay what they were, to the bit.
     pub fn take_on(&mut self, crew: Box<dyn Crew>) {
         self.machine.chief = Mutex::new(Some(Chief::new(crew)));
+    }
+
+    /// How many products a step has, which helpers may share.
+    pub fn products(&self) -> usize {
+        self.machine.products().count()
+    }
+
+    /// Helper `helper`'s share, of `helpers`, of a product: what its [`crate::crew::Share`]
+    /// holds of it. All of them together are less than all weights.
+    ///
+    /// # Panics
+    /// If there is no such helper or product.
+    pub fn cut(&self, product: usize, helper: usize, helpers: usize) -> Cut<&[u8]> {
+        assert!(helper < helpers && helpers <= HELPERS_MAX, "helper {helper} of {helpers}");
+        let factors = self.machine.products().nth(product).expect("a product of the plan");
+        let matrices = crew::matrices(&self.machine.weights, factors);
+        crew::cut(self.machine.class, &matrices, helper, helpers)
     }
 
     /// The numerics this shard computes in.

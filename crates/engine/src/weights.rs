@@ -1,7 +1,6 @@
 //! Binds a manifest's tensors to the bytes of their blobs, checking every shape.
 
 use std::ops::Range;
-use std::sync::Arc;
 
 use model::layout::{TENSOR_ALIGN, TILE_ROWS};
 use model::manifest::{Architecture, Role};
@@ -21,19 +20,15 @@ pub(crate) struct Matrix {
 
 impl Matrix {
     /// A matrix that is a blob by itself.
-    #[cfg(feature = "testing")]
     pub(crate) fn whole(layout: Layout, rows: usize, cols: usize, blob: BlobBytes) -> Matrix {
         let range = 0..(*blob).as_ref().len();
         Matrix { layout, rows, cols, blob, range }
     }
 
-    /// Some tiles of a tiled matrix, copied: `[their rows, cols]`.
-    pub(crate) fn piece(&self, tiles: Range<usize>) -> Matrix {
+    /// Some tiles of a tiled matrix.
+    pub(crate) fn tiles(&self, tiles: Range<usize>) -> &[u8] {
         let tile_bytes = self.layout.matrix_bytes(TILE_ROWS, self.cols).expect("whole cells");
-        let bytes = self.bytes()[tiles.start * tile_bytes..tiles.end * tile_bytes].to_vec();
-        let rows = (tiles.end * TILE_ROWS).min(self.rows) - tiles.start * TILE_ROWS;
-        let range = 0..bytes.len();
-        Matrix { layout: self.layout, rows, cols: self.cols, blob: Arc::new(bytes), range }
+        &self.bytes()[tiles.start * tile_bytes..tiles.end * tile_bytes]
     }
 
     /// The matrix in its [`Layout`].

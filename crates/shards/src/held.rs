@@ -264,6 +264,16 @@ impl Shards {
         }
     }
 
+    /// What helpers of a shard on the CPU are given their shares of; `None` if it is not held,
+    /// or broke.
+    pub fn whole(&self, shard: ShardKey) -> Option<&engine::Shard> {
+        match self.held.get(&shard)?.state.as_ref().ok()? {
+            Loaded::Cpu(shards) => shards.whole(),
+            #[cfg(feature = "gpu")]
+            Loaded::Gpu(_) => None,
+        }
+    }
+
     /// Lets helpers share the products of a shard on the CPU that a step takes whole; see
     /// [`engine::Shard::take_on`]. A shard that is not held, or broke, takes on nobody.
     pub fn take_on(&mut self, shard: ShardKey, crew: Box<dyn engine::crew::Crew>) {

@@ -48,7 +48,9 @@ impl SpanShards {
         if !self.shards.contains_key(&span) {
             if self.shards.len() >= SPANS_MAX {
                 let homes = &self.homes;
-                let unused = |s: &&Span| !homes.values().any(|home| home == *s);
+                // The whole stays: with it its helpers would go.
+                let whole = &self.whole;
+                let unused = |s: &&Span| *s != whole && !homes.values().any(|home| home == *s);
                 if let Some(unused) = self.shards.keys().find(unused).copied() {
                     self.shards.remove(&unused);
                 }
@@ -61,6 +63,11 @@ impl SpanShards {
         let parts = self.manifest.parts.len() as u32;
         let missing = LoadError::Span { start: span.first, end: span.end, parts };
         self.shards.get_mut(&span).ok_or(missing)
+    }
+
+    /// The engine's shard of the whole span.
+    pub(crate) fn whole(&self) -> Option<&Shard> {
+        self.shards.get(&self.whole)
     }
 
     /// As [`Shard::take_on`], for the steps that go through the whole span.

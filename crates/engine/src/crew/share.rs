@@ -1,21 +1,21 @@
 //! What a helper holds, and how it carries out orders.
 
 use std::ops::Range;
+use std::sync::Arc;
 
-use model::Manifest;
+use model::Layout;
 use model::layout::BLOCK_COLS;
 
 use super::{
-    ANSWER_VALUES_MAX, HEADER_BYTES, HELPERS_MAX, is_shared, matrices, parts, piece_of, pieces_of,
-    rows_of, share_of, total_tiles,
+    ANSWER_VALUES_MAX, HEADER_BYTES, is_shared, parts, piece_of, pieces_of, rows_of, share_of,
+    total_tiles,
 };
 use crate::cpu::product::{Activations, product};
 use crate::cpu::quants::{QuantBlock, Quants};
 use crate::cpu::rows::RowsMut;
-use crate::plan::{self, Command};
 use crate::run::PASS_ROWS_MAX;
-use crate::types::{BlobBytes, Class, LoadError};
-use crate::weights::{Matrix, Weights, check_manifest};
+use crate::types::Class;
+use crate::weights::Matrix;
 
 /// Why an order cannot be carried out: it is not of this share's chief.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -25,13 +25,71 @@ pub struct OrderError {
     pub bytes: usize,
 }
 
+/// Why a cut is none: its bytes are not those of such tiles.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+#[error("{bytes} bytes are no tiles of {layout:?} [{rows}, {cols}] of a product: cut them anew")]
+pub struct CutError {
+    /// What it says of a matrix.
+    pub layout: Layout,
+    /// Its rows here.
+    pub rows: usize,
+    /// Its columns.
+    pub cols: usize,
+    /// The bytes that came with it.
+    pub bytes: usize,
+}
+
+/// A helper's share of one product, as its chief cuts it: [`crate::Shard::cut`].
+pub struct Cut<B> {
+    /// Rows of an order of this product, at most.
+    pub columns_max: usize,
+    /// Of each matrix that the share has tiles of, those; none if the chief is alone with it.
+    pub matrices: Vec<Tiles<B>>,
+}
+
+/// Some tiles of a matrix: `[rows, cols]` in that layout.
+pub struct Tiles<B> {
+    /// A tiled one.
+    pub layout: Layout,
+    /// Rows, all but the last matrix's last ones whole tiles.
+    pub rows: usize,
+    /// The matrix's columns.
+    pub cols: usize,
+    /// As long as the layout has it.
+    pub bytes: B,
+}
+
+/// Cuts helper `helper`'s share, of `helpers`, out of a product.
+pub(crate) fn cut<'a>(
+    class: Class,
+    matrices: &[&'a Matrix],
+    helper: usize,
+    helpers: usize,
+) -> Cut<&'a [u8]> {
+    let mut cut = Cut { columns_max: 0, matrices: Vec::new() };
+    if !is_shared(class, matrices, 1) {
+        return cut;
+    }
+    let rows: usize = matrices.iter().map(|m| m.rows).sum();
+    cut.columns_max = (ANSWER_VALUES_MAX / rows.max(1)).min(PASS_ROWS_MAX);
+    let share = share_of(total_tiles(matrices), helpers + 1, helper + 1);
+    for (index, tiles) in parts(matrices, share) {
+        let matrix = matrices[index];
+        cut.matrices.push(Tiles {
+            layout: matrix.layout,
+            rows: rows_of(matrix, &tiles).len(),
+            cols: matrix.cols,
+            bytes: matrix.tiles(tiles),
+        });
+    }
+    cut
+}
+
 /// A helper's tiles of every matrix of a span.
 pub struct Share {
     isa: crate::Isa,
-    helper: usize,
-    helpers: usize,
-    /// For each product of the span the share's matrices, cut out.
-    products: Vec<Vec<Matrix>>,
+    /// For each product of the span the share's matrices, and the rows of an order at most.
+    products: Vec<(Vec<Matrix>, usize)>,
     /// The order in hand: its product, and its rows in `quants`.
     product: usize,
     columns: usize,
@@ -39,17 +97,10 @@ pub struct Share {
     values: Vec<f32>,
 }
 
-impl Share {
-    /// Helper `helper` of `helpers`, without weights yet.
-    ///
-    /// # Panics
-    /// If there is no such helper.
-    pub fn new(helper: usize, helpers: usize) -> Share {
-        assert!(helper < helpers && helpers <= HELPERS_MAX, "helper {helper} of {helpers}");
+impl Default for Share {
+    fn default() -> Share {
         Share {
             isa: crate::Isa::best(),
-            helper,
-            helpers,
             products: Vec::new(),
             product: 0,
             columns: 0,
@@ -57,51 +108,46 @@ impl Share {
             values: Vec::new(),
         }
     }
+}
 
-    /// Copies this helper's tiles out of the blobs of `part`, the span's next one.
+impl Share {
+    /// Holds a cut, that of the span's next product, from now on.
     ///
     /// # Errors
-    /// As [`crate::Shard::load`].
-    pub fn add(
-        &mut self,
-        manifest: &Manifest,
-        part: u32,
-        blobs: &mut dyn FnMut(&str) -> Option<BlobBytes>,
-    ) -> Result<(), LoadError> {
-        let span = part..part.saturating_add(1);
-        check_manifest(manifest, &span)?;
-        let weights = Weights::bind(manifest, span, blobs)?;
-        for command in plan::compile(&weights, Class::Canonical1) {
-            let Command::Product { factors, .. } = command else { continue };
-            let matrices = matrices(&weights, &factors);
-            let mut own = Vec::new();
-            if is_shared(Class::Canonical1, &matrices, 1) {
-                let share = share_of(total_tiles(&matrices), self.helpers + 1, self.helper + 1);
-                for (index, tiles) in parts(&matrices, share) {
-                    own.push(matrices[index].piece(tiles));
-                }
+    /// If it is none.
+    pub fn add(&mut self, cut: Cut<Vec<u8>>) -> Result<(), CutError> {
+        let mut own: Vec<Matrix> = Vec::with_capacity(cut.matrices.len());
+        for Tiles { layout, rows, cols, bytes } in cut.matrices {
+            let fits = layout.is_tiled() && layout.matrix_bytes(rows, cols) == Some(bytes.len());
+            if !fits || own.iter().any(|m| m.cols != cols) || cut.columns_max > PASS_ROWS_MAX {
+                return Err(CutError { layout, rows, cols, bytes: bytes.len() });
             }
-            self.products.push(own);
+            own.push(Matrix::whole(layout, rows, cols, Arc::new(bytes)));
         }
+        self.products.push((own, cut.columns_max));
         Ok(())
     }
 
     /// Bytes of weights that it holds.
     pub fn weights_bytes(&self) -> u64 {
-        self.products.iter().flatten().map(|m| m.bytes().len() as u64).sum()
+        self.products.iter().flat_map(|(own, _)| own).map(|m| m.bytes().len() as u64).sum()
     }
 
     /// Room that any order to this share needs.
     pub fn order_bytes_max(&self) -> usize {
-        let blocks = self.products.iter().flatten().map(|m| m.cols / BLOCK_COLS).max();
-        HEADER_BYTES + PASS_ROWS_MAX * blocks.unwrap_or(0) * size_of::<QuantBlock>()
+        let blocks = |(own, columns_max): &(Vec<Matrix>, usize)| {
+            columns_max * own.first().map_or(0, |m| m.cols / BLOCK_COLS)
+        };
+        let blocks = self.products.iter().map(blocks).max().unwrap_or(0);
+        HEADER_BYTES + blocks * size_of::<QuantBlock>()
     }
 
     /// Room that all answers of this share to one order need.
     pub fn answer_bytes_max(&self) -> usize {
-        let rows = |own: &Vec<Matrix>| own.iter().map(|m| m.rows).sum::<usize>();
-        let widest = self.products.iter().map(rows).max().unwrap_or(0);
-        4 * (widest * PASS_ROWS_MAX).min(ANSWER_VALUES_MAX)
+        let values = |(own, columns_max): &(Vec<Matrix>, usize)| {
+            columns_max * own.iter().map(|m| m.rows).sum::<usize>()
+        };
+        4 * self.products.iter().map(values).max().unwrap_or(0)
     }
 
     /// Takes an order in hand; gives its pieces.
@@ -115,9 +161,9 @@ impl Share {
             let word = header[at..].first_chunk().expect("the header has eight bytes");
             u32::from_le_bytes(*word) as usize
         });
-        let own = self.products.get(number).ok_or(wrong.clone())?;
+        let (own, columns_max) = self.products.get(number).ok_or(wrong.clone())?;
         let Some(cols) = own.first().map(|m| m.cols) else { return Ok(0) };
-        if columns > PASS_ROWS_MAX {
+        if columns > *columns_max {
             return Err(wrong);
         }
         self.quants.resize(columns, cols);
@@ -135,7 +181,7 @@ impl Share {
     /// # Panics
     /// If the order has no such piece.
     pub fn run(&mut self, piece: usize, answer: &mut Vec<u8>) -> usize {
-        let own: Vec<&Matrix> = self.products[self.product].iter().collect();
+        let own: Vec<&Matrix> = self.products[self.product].0.iter().collect();
         let (total, columns) = (total_tiles(&own), self.columns);
         assert!(piece < pieces_of(total), "piece {piece} of {total} tiles");
         answer.clear();

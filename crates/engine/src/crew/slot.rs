@@ -7,7 +7,7 @@
 //! if the word is still the same when a piece of it is begun. So neither side ever waits for
 //! the other's leave, but for an order: a helper that waits for one sleeps after a while.
 
-use super::Share;
+use super::{OrderError, Share};
 
 /// The order's number times 256, and the pieces that are begun or taken back.
 const STATE: usize = 0;
@@ -100,9 +100,17 @@ impl<M: Memory> ChiefSlot<M> {
         ChiefSlot { memory, number: 0, pieces: 0, began_ms: 0.0 }
     }
 
-    /// Gives an order of so many pieces; `false` if the slot has no room for it.
+    /// Gives an order of so many pieces; `false` if the slot has no room for it: then none of
+    /// its pieces is to be had here.
+    ///
+    /// # Panics
+    /// If a piece of the order before is neither begun nor taken back: the helper could begin it
+    /// while this one is written.
     pub fn order(&mut self, order: &[u8], pieces: usize) -> bool {
-        self.pieces = pieces as i32;
+        let state = self.memory.load(STATE);
+        let exhausted = state >> 8 != self.number || state & 0xff >= self.pieces;
+        assert!(exhausted, "an order before the last one's pieces were begun or taken back");
+        self.pieces = 0;
         if pieces == 0 {
             return true;
         }
@@ -111,6 +119,7 @@ impl<M: Memory> ChiefSlot<M> {
             return false;
         }
         self.number = (self.number + 1) % NUMBERS;
+        self.pieces = pieces as i32;
         let memory = &self.memory;
         memory.store(STATE, self.number << 8 | CLOSED);
         memory.write(HEADER_BYTES, order);
@@ -133,6 +142,9 @@ impl<M: Memory> ChiefSlot<M> {
             state if state >> 8 == self.number => (state & 0xff) as usize,
             _ => 0,
         };
+        if begun > self.pieces as usize {
+            return 0; // of an order that was refused
+        }
         let start = self.memory.now_ms();
         // The chief has had a share as large as this one, in pieces, and some.
         let [least, most] = PATIENCE_MS;
@@ -163,14 +175,17 @@ impl<M: Memory> ChiefSlot<M> {
     }
 }
 
-/// Carries out orders until the chief ends it, or an order is not for this share.
-pub fn serve(memory: &impl Memory, share: &mut Share) {
+/// Carries out orders until the chief ends it.
+///
+/// # Errors
+/// An order is not for this share; it carries out none any more.
+pub fn serve(memory: &impl Memory, share: &mut Share) -> Result<(), OrderError> {
     let room = memory.load(ORDER_ROOM) as usize;
     let (mut number, mut order, mut answer) = (0, Vec::new(), Vec::new());
     while let Some((begun, pieces)) = next(memory, room, number, &mut order) {
         number = begun;
-        if share.begin(&order) != Ok(pieces as usize) {
-            return;
+        if share.begin(&order)? != pieces as usize {
+            return Err(OrderError { bytes: order.len() });
         }
         let mut piece = 0;
         loop {
@@ -183,6 +198,7 @@ pub fn serve(memory: &impl Memory, share: &mut Share) {
             }
         }
     }
+    Ok(())
 }
 
 /// Waits for an order other than that of number `last` and begins its first piece: copies it,
