@@ -2,6 +2,7 @@
 
 use api::{TabBackend, TabSettings};
 use serde::{Deserialize, Serialize};
+use serde_json::Value;
 
 /// The local storage's key for [`Settings`].
 pub const STORAGE_KEY: &str = "weft-settings-1";
@@ -33,7 +34,6 @@ const DISK_DEFAULT: u64 = 2 * GIB;
 
 /// All choices of the page.
 #[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
-#[serde(default)]
 pub struct Settings {
     /// Memory for weights, KV cache and scratch, bytes.
     pub memory_bytes: u64,
@@ -81,10 +81,17 @@ impl Settings {
         }
     }
 
-    /// What was kept, with what is out of range, or not JSON, as in `default`.
+    /// What was kept, with what is out of range, missing, or not JSON, as in `default`.
     pub fn read(kept: Option<&str>, default: Settings) -> Settings {
-        let read = kept.and_then(|text| serde_json::from_str::<Settings>(text).ok());
-        let Some(kept) = read else { return default };
+        let read = kept.and_then(|text| serde_json::from_str::<Value>(text).ok());
+        let (Some(Value::Object(read)), Ok(Value::Object(mut all))) =
+            (read, serde_json::to_value(&default))
+        else {
+            return default;
+        };
+        // Whoever kept them may not have known all of them.
+        all.extend(read);
+        let Ok(kept) = serde_json::from_value::<Settings>(all.into()) else { return default };
         // Not only what the page offers: a limit may have been set by hand.
         let within = |value, least: u64, most: u64, other| match value {
             value if (least..=most).contains(&value) => value,
@@ -174,6 +181,14 @@ mod tests {
         assert_eq!(read.memory_bytes, default.memory_bytes);
         assert_eq!(read.intensity_percent, 100);
         assert_eq!(read.threads, 1);
+    }
+
+    #[test]
+    fn what_was_not_kept_is_as_for_this_machine() {
+        let default = Settings::for_machine(Some(4.0), Some(8));
+        let read = Settings::read(Some(r#"{"name": "loom", "other": 1}"#), default.clone());
+        assert_eq!(read, Settings { name: "loom".to_owned(), ..default });
+        assert_eq!(read.threads, 4);
     }
 
     #[test]
