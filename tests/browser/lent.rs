@@ -1,7 +1,5 @@
 //! A tab and the coordinator that it is lent to.
 
-use std::path::Path;
-
 use model::manifest::Dims;
 use model::testing::TinyModel;
 use serde_json::{Value, json};
@@ -14,6 +12,10 @@ use crate::harness::{Coordinator, Scratch};
 pub const LAYERS: u64 = 6;
 /// The model's name, as the coordinator gives it.
 pub const MODEL: &str = "tiny";
+
+/// Flags of a coordinator whose CPUs compute as exactly as its GPUs: the canonical class rounds
+/// activations to 8 bits before each product, and that would hide what a GPU does.
+pub const EXACT: [&str; 4] = ["--embedded", "ends", "--classes", "exact-f32,wgsl-f32"];
 
 /// A random model, small enough for a software GPU and large enough that a generation takes its
 /// time.
@@ -41,15 +43,22 @@ pub struct Lent {
 impl Lent {
     /// With the tiny model.
     pub async fn start(test: &str) -> Lent {
-        Lent::start_model(test, &tiny_model()).await
+        Lent::start_model(test, &tiny_model(), &["--embedded", "ends"]).await
     }
 
-    /// With a random model, which is called the same.
-    pub async fn start_model(test: &str, model: &TinyModel) -> Lent {
+    /// With the tiny model in f32 on all processors; see [`EXACT`].
+    pub async fn start_exact(test: &str) -> Lent {
+        Lent::start_model(test, &tiny_model(), &EXACT).await
+    }
+
+    /// With a random model, which is called the same, and these flags of the coordinator.
+    pub async fn start_model(test: &str, model: &TinyModel, flags: &[&str]) -> Lent {
         let files = Scratch::new(&format!("{test}-model"));
         let path = files.path(&format!("{MODEL}.gguf"));
         std::fs::write(&path, model.to_bytes()).expect("a file");
-        Lent::start_on(test, &path, files).await
+        let coordinator = Coordinator::start_with(test, &path, flags).await;
+        let chrome = Chrome::start(test).await;
+        Lent { coordinator, chrome, files }
     }
 
     /// With the default model.
@@ -72,12 +81,6 @@ impl Lent {
         std::fs::write(&path, tiny_model().to_bytes()).expect("a file");
         let coordinator = Coordinator::start_with(test, &path, flags).await;
         let chrome = Chrome::start_with(test, browser).await;
-        Lent { coordinator, chrome, files }
-    }
-
-    async fn start_on(test: &str, model: &Path, files: Scratch) -> Lent {
-        let coordinator = Coordinator::start_with(test, model, &["--embedded", "ends"]).await;
-        let chrome = Chrome::start(test).await;
         Lent { coordinator, chrome, files }
     }
 

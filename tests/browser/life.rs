@@ -9,6 +9,9 @@ use crate::serving::MANIFEST_BYTES_MAX;
 /// Tokens that take longer than a test lasts.
 const ENDLESS: u32 = 1800;
 
+/// The coordinator's words on a worker that it has not heard of for too long.
+const SILENT: &str = "nothing came from it for";
+
 /// A battery that the test plugs in and out.
 const BATTERY: &str = "
     const battery = Object.assign(new EventTarget(), {charging: true, level: 0.5});
@@ -24,7 +27,7 @@ const HANGS: &str = "
     Worker.prototype.postMessage = function (said) {
         if (!String(said).includes('\"type\":\"pause\"')) return post.call(this, said);
     };
-    window.setTimeout = (call, ms) => (ms === 800 ? 0 : wait.call(window, call, ms));";
+    window.setTimeout = (call, ms) => (ms === PAUSE_MS ? 0 : wait.call(window, call, ms));";
 
 /// Writes down each phase that the page shows from now on.
 const WATCH: &str = "
@@ -154,7 +157,8 @@ async fn hidden_it_goes_on_less_reliably_and_frozen_or_unwanted_it_leaves() {
     lent.phase("serving").await;
     goes_on(&mut events).await;
     let log = lent.coordinator.process.log();
-    let late = log.iter().find(|line| line.contains("in time") || line.contains("silent"));
+    let words = ["in time", SILENT];
+    let late = log.iter().find(|line| words.iter().any(|words| line.contains(words)));
     assert_eq!(late, None, "it was seen to leave at once");
     let phases = lent.chrome.script("return phases").await;
     assert!(phases.as_array().expect("a list").contains(&json!("held")), "{phases}");
@@ -174,7 +178,8 @@ async fn hidden_it_goes_on_less_reliably_and_frozen_or_unwanted_it_leaves() {
 async fn a_worker_that_hangs_is_ended_also_while_nobody_looks() {
     let _machine = machine().await;
     let lent = Lent::start("hangs").await;
-    lent.chrome.before_each_page(HANGS).await;
+    let hangs = HANGS.replace("PAUSE_MS", &web::donor::PAUSE_MS_MAX.to_string());
+    lent.chrome.before_each_page(&hangs).await;
     let tab = lent.chrome.window().await;
     let url = format!("http://{}/?backend=wasm", lent.coordinator.address);
     lent.open_with(&url, &json!({"stop_when_hidden": true})).await;

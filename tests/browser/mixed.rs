@@ -5,7 +5,7 @@ use model::testing::TinyModel;
 use serde_json::json;
 
 use crate::harness::machine;
-use crate::lent::{Lent, request, tiny_model};
+use crate::lent::{EXACT, Lent, request, tiny_model};
 use crate::serving::{assert_near, written_natively};
 
 /// Memory that each of the three lends: room for four of the nine layers, so that none of them
@@ -30,7 +30,7 @@ fn model() -> TinyModel {
 #[tokio::test]
 async fn tabs_on_webgpu_and_wasm_and_a_native_worker_share_one_model() {
     let _machine = machine().await;
-    let lent = Lent::start_model("mixed", &model()).await;
+    let lent = Lent::start_model("mixed", &model(), &EXACT).await;
     let expected = written_natively(&lent, 8).await;
     let port = lent.coordinator.address.rsplit(':').next().expect("a port").to_owned();
     // One worker per origin: these are two.

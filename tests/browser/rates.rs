@@ -46,8 +46,12 @@ async fn beside_a_worker_that_holds_all_it_serves_what_overflows() {
     let expected = lent.coordinator.api.post(PATH, &body).await.ok();
     lent.open("?backend=wasm").await;
     lent.serve().await;
-    let tab = lent.tabs().await[0].clone();
-    assert_eq!(tab["shards"][0]["ready"], true, "a replica: {tab}");
+    lent.coordinator
+        .fleet_with("the tab holds a replica", |fleet| {
+            let tab = fleet.workers().iter().find(|worker| worker["kind"] == "browser")?;
+            (tab["shards"][0]["ready"] == true).then_some(())
+        })
+        .await;
     let mut sessions = Vec::new();
     for _ in 0..SESSIONS {
         sessions.push(lent.coordinator.api.stream(PATH, &body).await);

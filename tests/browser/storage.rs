@@ -114,15 +114,13 @@ async fn a_private_window_serves_like_any_other() {
     let answer = lent.coordinator.api.post("/v1/completions", &request(8)).await.ok();
     assert!(!text(&answer).is_empty());
     let sent = lent.blob_bytes_sent().await;
-    let kept = lent.figure_bytes("disk").await > 0.0;
-    if !kept {
-        disk_problem(&lent, "kept in memory only").await;
-    }
-    // What the browser keeps as long as the window lives is not fetched again.
+    // Chromium keeps files as long as a private window lives.
+    assert!(lent.figure_bytes("disk").await > 0.0);
+    // What it keeps is not fetched again.
     lent.open("?backend=wasm").await;
     lent.serve().await;
     lent.coordinator.ready().await;
     let again = lent.blob_bytes_sent().await - sent;
-    assert_eq!(again <= MANIFEST_BYTES_MAX, kept, "{again} bytes were fetched again");
+    assert!(again <= MANIFEST_BYTES_MAX, "{again} bytes were fetched again");
     assert_eq!(lent.chrome.console("SEVERE").await, Vec::<String>::new());
 }
