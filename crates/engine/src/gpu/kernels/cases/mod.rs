@@ -1,5 +1,5 @@
 //! One table of cases for all kernels: run whole natively and in a browser by the tests, and
-//! in part at start-up, by [`super::self_test`].
+//! in part at start-up, by [`super::self_test()`].
 //!
 //! Each case compares an op with `numerics` within a bound that is derived where it stands,
 //! looks at what was not to be written (outputs are filled with a NaN beforehand, guard words
