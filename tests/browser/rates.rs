@@ -8,9 +8,10 @@ use crate::serving::text;
 
 /// Steps after which the rate is that of real steps.
 const STEPS: u32 = 50;
-/// Sessions at once, more than one worker should take if there are two, and their tokens.
+/// Sessions at once, more than one worker should take if there are two, and their tokens: so
+/// many that no session has ended before the last one comes.
 const SESSIONS: usize = 8;
-const TOKENS: u32 = 12;
+const TOKENS: u32 = 96;
 const PATH: &str = "/v1/completions";
 
 fn rate(tab: &Value) -> f64 {
