@@ -204,15 +204,17 @@ impl Drop for Member {
     }
 }
 
-/// Starts so many helpers and gives them their shares of a shard. `with` calls what it is given
-/// with the shard, if that is at hand at the moment, and says whether it was. Dropping what is
-/// returned ends them.
+/// Calls what it is given with the shard, if that is at hand at the moment; whether it was.
+pub type WithShard<'a> = dyn Fn(&mut dyn FnMut(&Shard)) -> bool + 'a;
+
+/// Starts so many helpers and gives them their shares of a shard, whenever that is at hand.
+/// Dropping what is returned ends them.
 ///
 /// # Errors
 /// The shard is not shared; why, in words.
 pub async fn hire(
     wanted: usize,
-    with: &dyn Fn(&mut dyn FnMut(&Shard)) -> bool,
+    with: &WithShard<'_>,
     stop: &dyn Fn() -> bool,
 ) -> Result<(Helpers, Vec<Helper>), String> {
     let end = js::now_ms() + HIRE_MS_MAX;
