@@ -1,5 +1,7 @@
-//! Several cores of one tab: helper Web Workers share the rows, end with the work, and are done
-//! without where they cannot be had. And the modules that a tab may compute with.
+//! Several cores of one tab: helper Web Workers share the rows, end with the work, also while they
+//! sleep, and are done without where they cannot be had. And the modules that a tab may compute with.
+
+use std::ops::RangeInclusive;
 
 use serde_json::{Value, json};
 
@@ -11,19 +13,36 @@ use crate::serving::{text, written_natively};
 /// Tokens of a generation.
 const TOKENS: u32 = 24;
 
+/// A worker that hears of no pause while the page is `deaf`.
+const DEAF: &str = "
+    const post = Worker.prototype.postMessage;
+    Worker.prototype.postMessage = function (said, ...rest) {
+        if (!window.deaf || !String(said).includes('\"type\":\"pause\"'))
+            return post.call(this, said, ...rest);
+    };";
+
 /// Web Workers of the page, those that other workers started included, which compute.
 async fn web_workers(lent: &Lent) -> usize {
     let targets = lent.chrome.devtools("Target.getTargets", &json!({})).await;
     let targets = targets["targetInfos"].as_array().expect("a list");
-    let computes = |url: &Value| url.as_str().is_some_and(|url| url.contains("/worker.js"));
-    targets.iter().filter(|t| t["type"] == "worker" && computes(&t["url"])).count()
+    let workers = || targets.iter().filter(|target| target["type"] == "worker");
+    let named = |t: &Value| t["url"].as_str().is_some_and(|url| url.contains("/worker.js"));
+    let chiefs: Vec<&Value> = workers().filter(|t| named(t)).map(|t| &t["targetId"]).collect();
+    // Of one that another worker started the browser may say no address.
+    workers().filter(|t| named(t) || chiefs.contains(&&t["parentId"])).count()
 }
 
 /// Waits until there are so many.
 async fn web_workers_are(lent: &Lent, count: usize) {
-    until(&format!("there are {count} Web Workers"), || async {
+    web_workers_within(lent, count..=count).await;
+}
+
+async fn web_workers_within(lent: &Lent, counts: RangeInclusive<usize>) {
+    until(&format!("there are {counts:?} Web Workers"), || async {
         let there = web_workers(lent).await;
-        if there == count { Ok(()) } else { Err(format!("{there}")) }
+        let notes = lent.chrome.text("#device-notes").await;
+        let wrong = Err(format!("{there}; the page notes {notes:?}"));
+        if counts.contains(&there) { Ok(()) } else { wrong }
     })
     .await;
 }
@@ -41,6 +60,25 @@ async fn assert_writes(lent: &Lent, expected: &Value) {
     let got = lent.generate(TOKENS).await.ok();
     assert_eq!(text(&got), text(expected));
     assert_eq!(got["choices"][0]["logprobs"], expected["choices"][0]["logprobs"]);
+}
+
+/// Generates until every one of so many helpers has computed something: however busy the machine
+/// is, its chief takes back only what a helper has not begun.
+async fn all_have_helped(lent: &Lent, helpers: usize, expected: &Value) {
+    let note = format!("{helpers} of {helpers} helpers have taken part");
+    until(&note, || async {
+        assert_writes(lent, expected).await;
+        let notes = lent.chrome.text("#device-notes").await;
+        if notes.contains(&note) { Ok(()) } else { Err(notes) }
+    })
+    .await;
+}
+
+/// Clicks on Pause; the helpers end.
+async fn pause(lent: &Lent) {
+    lent.chrome.click("#start").await;
+    lent.phase("paused").await;
+    web_workers_are(lent, 1).await;
 }
 
 async fn four_cores(lent: &Lent) {
@@ -63,13 +101,48 @@ async fn any_number_of_threads_writes_what_a_native_worker_does_and_pause_ends_t
         let s = if threads == 1 { "" } else { "s" };
         assert!(device.contains(&format!("{threads} thread{s}")), "{device}");
         web_workers_are(&lent, threads as usize).await;
-        assert_writes(&lent, &expected).await;
+        match threads {
+            1 => assert_writes(&lent, &expected).await,
+            _ => all_have_helped(&lent, threads as usize - 1, &expected).await,
+        }
         assert_eq!(web_workers(&lent).await, threads as usize, "nobody was given up");
-        lent.chrome.click("#start").await;
-        lent.phase("paused").await;
-        web_workers_are(&lent, 1).await;
+        pause(&lent).await;
     }
     assert_eq!(lent.chrome.console("SEVERE").await, Vec::<String>::new());
+}
+
+#[tokio::test]
+async fn helpers_that_sleep_end_with_a_tab_that_is_frozen_and_with_a_worker_that_hangs() {
+    let _machine = machine().await;
+    let lent = Lent::start("asleep").await;
+    let expected = written_natively(&lent, TOKENS).await;
+    four_cores(&lent).await;
+    lent.chrome.before_each_page(DEAF).await;
+    lent.open("?backend=wasm").await;
+    serve_with(&lent, 3).await;
+    all_have_helped(&lent, 2, &expected).await;
+
+    // They sleep until the next order, which does not come. The page may have ended their chief.
+    let state = |state: &str| json!({"state": state});
+    lent.chrome.devtools("Page.setWebLifecycleState", &state("frozen")).await;
+    lent.tabs_are(0).await;
+    web_workers_within(&lent, 0..=1).await;
+    lent.chrome.devtools("Page.setWebLifecycleState", &state("active")).await;
+    lent.phase("serving").await;
+    lent.coordinator.ready().await;
+    web_workers_are(&lent, 3).await;
+    all_have_helped(&lent, 2, &expected).await;
+
+    // Their chief is ended, since it does not answer, and can end nobody.
+    lent.chrome.script("window.deaf = true").await;
+    lent.chrome.click("#start").await;
+    lent.tabs_are(0).await;
+    lent.chrome.script("window.deaf = false").await;
+    lent.phase("paused").await;
+    web_workers_within(&lent, 0..=1).await;
+    serve_with(&lent, 3).await;
+    web_workers_are(&lent, 3).await;
+    all_have_helped(&lent, 2, &expected).await;
 }
 
 #[tokio::test]
