@@ -47,13 +47,14 @@ fn main() {
                 "{:<44} {:>10} {:>9} {:>8} {:>8} {:>9}",
                 "", "us", "MB", "GB/s", "of copy", "GFLOP/s"
             );
+            let software = info.device_type == wgpu::DeviceType::Cpu;
             let mut copy = None;
             let mut measured = Vec::new();
             let mut report = |r: &Measured| {
                 print(r, *copy.get_or_insert(rate(r)));
                 measured.push(r.clone());
             };
-            let done = measure_all(&device, &queue, variant, &filter, &now, &mut report);
+            let done = measure_all(&device, &queue, variant, &filter, software, &now, &mut report);
             if let Err(error) = block_on(done) {
                 println!("failed: {error}");
             }

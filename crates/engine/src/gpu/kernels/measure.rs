@@ -73,7 +73,8 @@ fn models() -> [Model; 2] {
     ]
 }
 
-/// Measures copies and all kernels whose name contains `filter`; `now` is a clock in seconds.
+/// Measures copies and all kernels whose name contains `filter`, with little work where the
+/// device is `software`; `now` is a clock in seconds.
 /// The first that is reported is the copy: its bytes are those read and those written.
 ///
 /// # Errors
@@ -83,12 +84,12 @@ pub async fn measure_all(
     queue: &wgpu::Queue,
     variant: Variant,
     filter: &str,
+    software: bool,
     now: &dyn Fn() -> f64,
     report: &mut dyn FnMut(&Measured),
 ) -> Result<(), String> {
     let kernels = Kernels::new(device, variant, models()[0].shapes);
     let lab = Lab::new(&kernels, queue);
-    let software = device.adapter_info().device_type == wgpu::DeviceType::Cpu;
     let mut bench = Bench { lab: &lab, now, software, filter, report };
     bench.copies().await?;
     for model in models() {
