@@ -5,11 +5,15 @@
 //! floor is the weights' bytes over the memory's bandwidth. One thread is timed by its time
 //! on a core, two by the clock: on a busy machine only the former says much.
 
-use std::sync::Arc;
 use std::time::Instant;
 
-use engine::{BlobBytes, Class, Input, Isa, Limits, Segment, Shard};
-use model::{Gguf, Manifest, MemoryBlobs};
+use engine::{Class, Input, Isa, Limits, Segment, Shard};
+
+#[path = "real/mod.rs"]
+#[allow(dead_code, reason = "the other benchmarks use the rest")]
+mod real;
+
+use real::{Real, median};
 
 const ROUNDS: usize = 7;
 /// Tokens of a round; the slow cases (portable, exact) take the second figure.
@@ -18,25 +22,8 @@ const PREFILL_TOKENS: [u32; 2] = [512, 64];
 const CHUNK: u32 = 256;
 
 fn main() {
-    let Some(folder) = std::env::var_os("WEFT_TEST_MODELS") else {
-        println!("SKIPPED: WEFT_TEST_MODELS names no folder of models");
-        return;
-    };
+    let Some(real) = Real::open() else { return };
     let wanted: Vec<String> = std::env::args().skip(1).filter(|a| !a.starts_with('-')).collect();
-    let name = std::env::var("WEFT_BENCH_MODEL").unwrap_or_else(|_| "smollm2-135m".into());
-    let path = std::path::Path::new(&folder).join(format!("{name}.gguf"));
-    let file = std::fs::read(&path).expect("the model's file");
-    let gguf = Gguf::parse(&[&file]).expect("a GGUF file");
-    let mut sink = MemoryBlobs::default();
-    let manifest = model::convert(&gguf, &name, &mut sink).expect("a supported model");
-    let blobs: std::collections::BTreeMap<String, BlobBytes> = sink
-        .by_hash
-        .into_iter()
-        .map(|(hash, bytes)| (hash, Arc::new(bytes) as BlobBytes))
-        .collect();
-    let parts = manifest.parts.len() as u32;
-    let bytes: u64 = manifest.span_bytes(1..parts);
-    println!("{name}: {:.1} MB of weights read per token", bytes as f64 / 1e6);
     bandwidth();
 
     let mut cases = Vec::new();
@@ -50,7 +37,7 @@ fn main() {
                 if class == Class::ExactF32 && (isa != Isa::best() || !wanted.is_empty()) {
                     continue;
                 }
-                cases.push(Case::new(&manifest, &blobs, isa, threads, class));
+                cases.push(Case::new(&real, isa, threads, class));
             }
         }
     }
@@ -69,7 +56,7 @@ fn main() {
             case.threads,
             median(&mut case.prefill),
             decode,
-            decode * bytes as f64 / 1e9,
+            decode * real.token_bytes as f64 / 1e9,
             median(&mut case.batch),
         );
     }
@@ -86,17 +73,11 @@ struct Case {
 }
 
 impl Case {
-    fn new(
-        manifest: &Manifest,
-        blobs: &std::collections::BTreeMap<String, BlobBytes>,
-        isa: Isa,
-        threads: u32,
-        class: Class,
-    ) -> Case {
+    fn new(real: &Real, isa: Isa, threads: u32, class: Class) -> Case {
         let limits = Limits { isa, ..Limits::new(64, threads) };
-        let span = 0..manifest.parts.len() as u32;
-        let get = |hash: &str| blobs.get(hash).cloned();
-        let shard = Shard::load(manifest, span, class, get, limits).expect("it loads");
+        let get = |hash: &str| real.blobs.get(hash).cloned();
+        let shard =
+            Shard::load(&real.manifest, 0..real.parts(), class, get, limits).expect("it loads");
         let (prefill, decode, batch) = (Vec::new(), Vec::new(), Vec::new());
         Case { isa, threads, class, shard, prefill, decode, batch }
     }
@@ -165,9 +146,4 @@ fn bandwidth() {
         })
         .collect();
     println!("memory: {:.1} GB/s read by one thread", median(&mut rates));
-}
-
-fn median(values: &mut [f64]) -> f64 {
-    values.sort_by(f64::total_cmp);
-    values[values.len() / 2]
 }
