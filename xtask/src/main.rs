@@ -1,4 +1,5 @@
-//! The commands of a checkout: `cargo xtask serve|web|test|arm|ci|tidy|models|bench`.
+//! The commands of a checkout: `cargo xtask serve|web|test|arm|instructions|ci|tidy|models|
+//! bench`.
 
 mod bench;
 mod models;
@@ -23,6 +24,8 @@ Usage: cargo xtask COMMAND
   test [--all-models]     install what the tests need and run all of them; --all-models also
                           fetches the 1.5B model (1.1 GB)
   arm                     only the engine's tests on an emulated Arm processor
+  instructions [--write]  only count the kernels' instructions under callgrind and compare them
+                          with the table; --write writes the table anew
   ci                      test, and check that it left the checkout as it was
   tidy                    only the checks of the sources: arrows, purity, licences, sizes
   models [--all-models]   only fetch the test models, and print their folder
@@ -72,6 +75,11 @@ fn run(arguments: &[String]) -> Result<bool> {
             models::fetch_required()?;
             test::run_arm()
         }
+        "instructions" => match rest {
+            [] => test::run_instructions(false),
+            [flag] if flag == "--write" => test::run_instructions(true),
+            _ => bail!("the only flag here is --write"),
+        },
         "ci" => {
             no_more(rest)?;
             test::run_ci()

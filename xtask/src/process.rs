@@ -1,11 +1,13 @@
 //! Running programs: with a time limit, and with every line of theirs seen.
 
 use std::io::{BufRead, BufReader};
+use std::path::PathBuf;
 use std::process::{Child, Command, ExitStatus, Stdio};
 use std::sync::mpsc;
 use std::time::{Duration, Instant};
 
 use anyhow::{Context, Result, bail};
+use serde_json::Value;
 
 /// How often a running program is asked whether it has ended.
 const POLL: Duration = Duration::from_millis(50);
@@ -27,6 +29,22 @@ pub fn cargo(arguments: &[&str]) -> Command {
         command.env(crate::web::FOLDER_ENV, pages);
     }
     command
+}
+
+/// Builds one of a package's benchmarks, with these features; the program's path.
+///
+/// # Errors
+/// If it does not build.
+pub fn bench_program(package: &str, bench: &str, features: &[&str]) -> Result<PathBuf> {
+    let mut command = cargo(&["bench", "--package", package, "--bench", bench, "--no-run"]);
+    command.args(["--features", &features.join(","), "--message-format=json", "--locked"]);
+    let said = output(&mut command)?;
+    let messages = String::from_utf8_lossy(&said).into_owned();
+    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
+    let program = messages
+        .filter(|message| message["target"]["name"] == bench)
+        .find_map(|message| message["executable"].as_str().map(PathBuf::from));
+    program.with_context(|| format!("cargo built no program called {bench}"))
 }
 
 /// Runs a program to its end and returns what it wrote to its standard output.

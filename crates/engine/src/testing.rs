@@ -4,7 +4,7 @@
 //! them beforehand and look at what lies behind.
 
 use std::ops::Range;
-use std::sync::Arc;
+use std::sync::{Arc, LazyLock};
 
 use model::Layout;
 use numerics::rope::Pairs;
@@ -35,8 +35,35 @@ impl Weights {
 
 /// An instruction set that this machine has: others would be unsound to run.
 fn available(isa: Isa) -> Isa {
-    assert!(Isa::available().contains(&isa), "{isa:?} is not available here");
+    static AVAILABLE: LazyLock<Vec<Isa>> = LazyLock::new(Isa::available);
+    assert!(AVAILABLE.contains(&isa), "{isa:?} is not available here");
     isa
+}
+
+/// Activations in the form in which a class multiplies a matrix with them.
+pub struct Columns {
+    /// `[T, C]`.
+    input: Vec<f32>,
+    /// The same as 8-bit blocks, where the class takes them.
+    quants: Option<Quants>,
+}
+
+impl Columns {
+    /// Prepares `input`, `[T, C]`, for a product with `weights`, `[R, C]`.
+    pub fn new(isa: Isa, class: Class, weights: &Weights, input: &[f32]) -> Result<Columns, Fault> {
+        let (isa, matrix) = (available(isa), &weights.0);
+        let mut quants = None;
+        if class == Class::Canonical1 && matrix.layout.is_tiled() {
+            let made = quants.insert(Quants::default());
+            made.resize(input.len() / matrix.cols, matrix.cols);
+            let writer = made.writer();
+            for (t, row) in input.chunks_exact(matrix.cols).enumerate() {
+                // SAFETY: one thread.
+                unsafe { writer.write(isa, t, row)? };
+            }
+        }
+        Ok(Columns { input: input.to_vec(), quants })
+    }
 }
 
 /// `output[t][r] = Σ_c weights[r][c]·input[t][c] (+ bias[r])` for the rows of 16-row tiles
@@ -50,24 +77,26 @@ pub fn product(
     bias: Option<&[f32]>,
     output: &mut [f32],
 ) -> Result<(), Fault> {
-    let isa = available(isa);
+    let columns = Columns::new(isa, class, weights, input)?;
+    multiply(isa, weights, tiles, &columns, bias, output);
+    Ok(())
+}
+
+/// [`product`] with activations that are prepared already.
+pub fn multiply(
+    isa: Isa,
+    weights: &Weights,
+    tiles: Range<usize>,
+    Columns { input, quants }: &Columns,
+    bias: Option<&[f32]>,
+    output: &mut [f32],
+) {
     let matrix = &weights.0;
     let columns = input.len() / matrix.cols;
-    let mut quants = Quants::default();
-    let quantised = class == Class::Canonical1 && matrix.layout.is_tiled();
-    if quantised {
-        quants.resize(columns, matrix.cols);
-        let writer = quants.writer();
-        for (t, row) in input.chunks_exact(matrix.cols).enumerate() {
-            // SAFETY: one thread.
-            unsafe { writer.write(isa, t, row)? };
-        }
-    }
-    let x = if quantised { Activations::Quantised(&quants) } else { Activations::Exact(input) };
+    let x = quants.as_ref().map_or(Activations::Exact(input), Activations::Quantised);
     let output = RowsMut::new(output, columns, matrix.rows);
     // SAFETY: one thread.
-    unsafe { product::product(isa, matrix, tiles, x, columns, bias, output) };
-    Ok(())
+    unsafe { product::product(available(isa), matrix, tiles, x, columns, bias, output) };
 }
 
 /// Row `r` of the weights, dequantised.
@@ -119,28 +148,55 @@ pub fn through_f16(isa: Isa, x: &[f32], y: &mut [f32]) -> Result<(), Fault> {
 pub fn attention(
     isa: Isa,
     class: Class,
-    (rows, heads, head_dim): (usize, usize, usize),
+    shape: (usize, usize, usize),
     queries: &[f32],
     keys: &[f32],
     values: &[f32],
     output: &mut [f32],
 ) -> Result<(), usize> {
-    let shape = (rows, heads, head_dim);
-    match class {
-        Class::Canonical1 => attend::<u16>(available(isa), shape, queries, keys, values, output),
-        Class::ExactF32 => attend::<f32>(available(isa), shape, queries, keys, values, output),
-        Class::WgslF32 => panic!("GPU kernels have tests of their own"),
+    Keys::new(isa, class, shape.2, keys, values).attend(isa, shape, queries, output)
+}
+
+/// One kv head's keys and values in a class's cache.
+pub struct Keys {
+    positions: usize,
+    pages: Pages,
+}
+
+enum Pages {
+    F16(Vec<Vec<u16>>),
+    F32(Vec<Vec<f32>>),
+}
+
+impl Keys {
+    /// Appends `keys` and `values`, `[n, hd]`, to an empty cache.
+    pub fn new(isa: Isa, class: Class, head_dim: usize, keys: &[f32], values: &[f32]) -> Keys {
+        let isa = available(isa);
+        let pages = match class {
+            Class::Canonical1 => Pages::F16(paged(isa, head_dim, keys, values)),
+            Class::ExactF32 => Pages::F32(paged(isa, head_dim, keys, values)),
+            Class::WgslF32 => panic!("GPU kernels have tests of their own"),
+        };
+        Keys { positions: keys.len() / head_dim, pages }
+    }
+
+    /// As [`attention`], for the last `rows` of these positions.
+    pub fn attend(
+        &self,
+        isa: Isa,
+        shape: (usize, usize, usize),
+        queries: &[f32],
+        output: &mut [f32],
+    ) -> Result<(), usize> {
+        let (isa, n) = (available(isa), self.positions);
+        match &self.pages {
+            Pages::F16(pages) => attend(isa, shape, n, queries, pages, output),
+            Pages::F32(pages) => attend(isa, shape, n, queries, pages, output),
+        }
     }
 }
 
-fn attend<E: Element>(
-    isa: Isa,
-    (rows, heads, head_dim): (usize, usize, usize),
-    queries: &[f32],
-    keys: &[f32],
-    values: &[f32],
-    output: &mut [f32],
-) -> Result<(), usize> {
+fn paged<E: Element>(isa: Isa, head_dim: usize, keys: &[f32], values: &[f32]) -> Vec<Vec<E>> {
     let n = keys.len() / head_dim;
     let page_len = PAGE_POSITIONS * head_dim;
     let mut pages = vec![vec![E::default(); 2 * page_len]; n.div_ceil(PAGE_POSITIONS)];
@@ -151,6 +207,17 @@ fn attend<E: Element>(
         let stored = cpu::append(isa, &keys[row.clone()], &values[row], slot, k, v);
         stored.expect("the cache holds these keys and values");
     }
+    pages
+}
+
+fn attend<E: Element>(
+    isa: Isa,
+    (rows, heads, head_dim): (usize, usize, usize),
+    n: usize,
+    queries: &[f32],
+    pages: &[Vec<E>],
+    output: &mut [f32],
+) -> Result<(), usize> {
     let pages: Vec<&[E]> = pages.iter().map(|page| &page[..]).collect();
     let task = Attention {
         pages: &pages,

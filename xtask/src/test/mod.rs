@@ -3,6 +3,7 @@
 
 mod arm;
 mod count;
+mod instructions;
 mod report;
 
 use std::process::Command;
@@ -65,6 +66,7 @@ pub fn run(all_models: bool) -> Result<bool> {
         check_sources(&mut report);
         run_tests(&mut report)?;
         report.step("arm", arm::run);
+        report.step("instructions", || instructions::run(false));
         fuzz(&mut report);
         report.step("doc", || {
             let mut command =
@@ -79,6 +81,14 @@ pub fn run(all_models: bool) -> Result<bool> {
 pub fn run_arm() -> Result<bool> {
     let mut report = Report::default();
     report.step("arm", arm::run);
+    Ok(report.close())
+}
+
+/// Only the instruction counts of the kernels, compared with the table or written to it;
+/// `false` if they are off.
+pub fn run_instructions(write: bool) -> Result<bool> {
+    let mut report = Report::default();
+    report.step("instructions", || instructions::run(write));
     Ok(report.close())
 }
 
