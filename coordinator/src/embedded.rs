@@ -9,7 +9,7 @@ use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use protocol::{FrameKind, FromWorker, Hello, PROTOCOL_VERSION, ToWorker, WorkerId, WorkerKind};
-use scheduler::{Event, Holds, WorkerSpec};
+use scheduler::{Event, Holds, Standing, WorkerSpec};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -169,6 +169,7 @@ fn spec(hello: Hello, id: WorkerId, which: Embedded) -> WorkerSpec {
         step_credits: hello.step_credits,
         classes: hello.classes,
         cached: hello.cached,
+        standing: Standing::default(),
     }
 }
 
@@ -273,6 +274,7 @@ mod tests {
             step_credits: 1,
             classes: Vec::new(),
             cached: Vec::new(),
+            standing: Standing::default(),
         };
         driver.join(ghost, outbox).await.unwrap();
         let (second, _) = covered_by_another(&driver, Some(first)).await;

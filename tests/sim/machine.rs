@@ -5,6 +5,8 @@ use std::collections::BTreeMap;
 use protocol::WorkerKind;
 use worker_core::{Action, Config, Event, RunFault, Shape, ShardKey, WorkerCore};
 
+use crate::faults::Rng;
+use crate::liars::{Lie, spoil};
 use crate::model::{D_MODEL, FakeShard, VOCAB};
 
 /// How many times slower a hidden tab is.
@@ -25,6 +27,8 @@ pub struct Build {
     pub layers: u32,
     /// Holds embedding and head only.
     pub ends_only: bool,
+    /// Lies, and how.
+    pub lie: Option<Lie>,
 }
 
 /// A machine that comes and goes.
@@ -42,6 +46,10 @@ pub struct Machine {
     pub load_fails: bool,
     /// The next run says that a value overflowed.
     pub run_overflows: bool,
+    /// Rows that it has given, and when it lied first: the time, and the rows until then.
+    pub rows: u64,
+    pub lied: Option<(u64, u64)>,
+    rng: Rng,
 }
 
 /// What a machine wants from the world.
@@ -69,6 +77,7 @@ impl Machine {
             step_credits: 2,
             token: None,
         };
+        let rng = Rng::new(u64::from_str_radix(&build.key[48..], 16).expect("a key in hex"));
         Machine {
             build,
             core: WorkerCore::new(config),
@@ -78,12 +87,16 @@ impl Machine {
             hidden: false,
             load_fails: false,
             run_overflows: false,
+            rows: 0,
+            lied: None,
+            rng,
         }
     }
 
     /// The same machine, its program started anew.
     pub fn restarted(self) -> Machine {
-        Machine::new(self.build)
+        let (rows, lied, rng) = (self.rows, self.lied, self.rng);
+        Machine { rows, lied, rng, ..Machine::new(self.build) }
     }
 
     /// Hands the core an event and carries out what it wants.
@@ -120,7 +133,16 @@ impl Machine {
                 Action::Run(run) => {
                     let shard = self.shards.get_mut(&run.shard).expect("runs follow loads");
                     let rows: u64 = run.segments.iter().map(|s| u64::from(s.rows)).sum();
-                    let result = shard.run(run.span, &run.segments, &run.payload);
+                    let mut result = shard.run(run.span, &run.segments, &run.payload);
+                    if let Some(lie) = self.build.lie {
+                        let mut payload = result.to_vec();
+                        let (rng, given) = (&mut self.rng, self.rows);
+                        if spoil(lie, rng, given, run.span, &run.segments, &mut payload) {
+                            self.lied.get_or_insert((now, given));
+                        }
+                        result = payload.into();
+                    }
+                    self.rows += rows;
                     // A real cache is bounded; a session too many is told so.
                     let overflows = std::mem::take(&mut self.run_overflows);
                     let result = match shard.pages() > shard.pages_max && shard.pages_max > 0 {

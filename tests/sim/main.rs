@@ -8,6 +8,7 @@
 
 mod clients;
 mod faults;
+mod liars;
 mod machine;
 mod model;
 mod world;
@@ -15,7 +16,9 @@ mod world;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use faults::{ALL, Tally};
+use liars::{Fate, Found, LIES};
 use scheduler::Sabotage;
+use world::{Setup, Shown};
 
 fn seeds() -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().map(|v| v.parse::<u64>().expect("a number"));
@@ -31,14 +34,7 @@ fn whatever_strikes_every_client_is_given_the_right_tokens() {
     let seeds = seeds();
     let all = seeds.end - seeds.start;
     for seed in seeds {
-        let run = catch_unwind(AssertUnwindSafe(|| world::run(seed, Sabotage::default())));
-        match run {
-            Ok(struck) => tally.add(&struck),
-            Err(panic) => {
-                println!("run it again with WEFT_SIM_SEED={seed}");
-                std::panic::resume_unwind(panic);
-            }
-        }
+        tally.add(&run(seed, Setup::default()).tally);
     }
     println!("{all} seeds; what struck, and how often:");
     for fault in ALL {
@@ -48,12 +44,60 @@ fn whatever_strikes_every_client_is_given_the_right_tokens() {
     }
 }
 
+fn run(seed: u64, setup: Setup) -> Shown {
+    catch_unwind(AssertUnwindSafe(|| world::run(seed, setup))).unwrap_or_else(|panic| {
+        println!("run it again with WEFT_SIM_SEED={seed}");
+        std::panic::resume_unwind(panic)
+    })
+}
+
+/// Runs seeds in which machines lie, and prints what became of those.
+fn with_liars() -> Found {
+    let mut found = Found::default();
+    let seeds = seeds();
+    println!("{} seeds with liars", seeds.end - seeds.start);
+    for seed in seeds {
+        found.add(&run(seed, Setup { liars: true, ..Setup::default() }).found);
+    }
+    for (lie, fate) in &found.fates {
+        println!(
+            "  {:<10} {} lied, {} banned; the median after {} ms and {} rows, at most {} ms and {} rows",
+            format!("{lie:?}"),
+            fate.lied,
+            fate.banned,
+            Fate::median(&fate.us) / 1000,
+            Fate::median(&fate.rows),
+            fate.us.iter().max().unwrap_or(&0) / 1000,
+            fate.rows.iter().max().unwrap_or(&0),
+        );
+    }
+    println!(
+        "  {} of {} logits were wrong; {} rows x layers verified; {} banned keys came back in vain",
+        found.wrong_logits, found.logits, found.verified, found.refused
+    );
+    found
+}
+
+#[test]
+fn liars_are_found_and_nobody_else_is_banned() {
+    // A ban of whoever never lied ends a run.
+    let found = with_liars();
+    let (lied, banned) =
+        found.fates.values().fold((0, 0), |n, fate| (n.0 + fate.lied, n.1 + fate.banned));
+    assert!(banned * 10 >= lied * 8, "{banned} of {lied} liars were found");
+    if seeds().end - seeds().start >= 50 {
+        assert!(found.fates.len() == LIES.len(), "some kind of lie was never told");
+        assert!(found.refused > 0, "no banned key came back");
+    }
+    assert!(found.verified > 0);
+}
+
 /// Runs seeds with one safeguard off until one of them fails.
-fn is_missed(what: &str, sabotage: Sabotage) {
+fn is_missed(what: &str, setup: Setup) {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let caught = (0..60)
-        .find(|&seed| catch_unwind(AssertUnwindSafe(|| world::run(seed, sabotage))).is_err());
+    let caught =
+        (0..60).find(|&seed| catch_unwind(AssertUnwindSafe(|| world::run(seed, setup))).is_err());
     std::panic::set_hook(hook);
     match caught {
         Some(seed) => println!("without {what}, seed {seed} fails"),
@@ -63,7 +107,9 @@ fn is_missed(what: &str, sabotage: Sabotage) {
 
 #[test]
 fn without_a_safeguard_some_seed_fails() {
-    is_missed("the epoch check", Sabotage { accept_old_epochs: true, ..Sabotage::default() });
-    is_missed("the replay", Sabotage { skip_replay: true, ..Sabotage::default() });
-    is_missed("the deduplication", Sabotage { log_replays: true, ..Sabotage::default() });
+    let without = |sabotage| Setup { sabotage, ..Setup::default() };
+    let all = Sabotage::default();
+    is_missed("the epoch check", without(Sabotage { accept_old_epochs: true, ..all }));
+    is_missed("the replay", without(Sabotage { skip_replay: true, ..all }));
+    is_missed("the deduplication", without(Sabotage { log_replays: true, ..all }));
 }

@@ -5,14 +5,16 @@ use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Duration;
 
 use protocol::{BlobRef, Frame, FromWorker, ToWorker, WorkerId, WorkerKind};
+use scheduler::audit::Settings;
 use scheduler::{
-    Action, ClassSpec, Config, Event, Holds, ModelSpec, Note, PartSpec, Sabotage, Scheduler, Time,
-    WorkerSpec,
+    Action, ClassSpec, Config, Event, Holds, ModelSpec, Note, PartSpec, Sabotage, Scheduler,
+    Standing, Time, WorkerSpec,
 };
 use worker_core::Event as CoreEvent;
 
 use crate::clients::Clients;
 use crate::faults::{Fault, Rng, Tally};
+use crate::liars::{Found, LIES, Lie};
 use crate::machine::{Build, Machine, Wish};
 use crate::model::{D_MODEL, VOCAB};
 
@@ -69,14 +71,45 @@ pub struct World {
     tick_at: Option<u64>,
     /// The session whose messages are printed, from `WEFT_SIM_TRACE`.
     traced: Option<String>,
+    setup: Setup,
+    /// By their keys.
+    liars: BTreeMap<String, Liar>,
+    found: Found,
+}
+
+/// A key whose machine has lied.
+struct Liar {
+    lie: Lie,
+    /// When it did first.
+    at: u64,
+    /// Rows given since.
+    rows: u64,
+    banned: bool,
+    tried_again: bool,
+}
+
+/// What is special about a run.
+#[derive(Clone, Copy, Default)]
+pub struct Setup {
+    pub sabotage: Sabotage,
+    /// Some machines lie.
+    pub liars: bool,
+    /// Nothing is given to a client that was not verified.
+    pub full: bool,
+}
+
+/// What a run showed.
+pub struct Shown {
+    pub tally: Tally,
+    pub found: Found,
 }
 
 /// Runs one seed to its end.
 ///
 /// # Panics
 /// Whenever an invariant is broken, saying which.
-pub fn run(seed: u64, sabotage: Sabotage) -> Tally {
-    let mut world = World::new(seed, sabotage);
+pub fn run(seed: u64, setup: Setup) -> Shown {
+    let mut world = World::new(seed, setup);
     world.start();
     let mut events = 0u64;
     while let Some(Reverse((at, key))) = world.queue.pop() {
@@ -92,7 +125,11 @@ pub fn run(seed: u64, sabotage: Sabotage) -> Tally {
         }
     }
     assert!(world.clients.all_done(), "seed {seed}: stuck: {}", world.describe());
-    world.tally
+    for liar in world.liars.values() {
+        world.found.fates.entry(liar.lie).or_default().lied += 1;
+    }
+    (world.found.logits, world.found.wrong_logits) = world.clients.judged;
+    Shown { tally: world.tally, found: world.found }
 }
 
 fn model() -> ModelSpec {
@@ -118,7 +155,7 @@ fn model() -> ModelSpec {
 }
 
 impl World {
-    fn new(seed: u64, sabotage: Sabotage) -> World {
+    fn new(seed: u64, setup: Setup) -> World {
         let config = Config {
             sessions_max: 12,
             queue_max: 40,
@@ -129,7 +166,8 @@ impl World {
             scratch_bytes: MIB / 4,
             chunk_rows_max: 48,
             load_patience: Duration::from_secs(10),
-            sabotage,
+            sabotage: setup.sabotage,
+            audits: Settings { full: setup.full, secret: [seed, 7], ..Settings::default() },
             ..Config::default()
         };
         World {
@@ -144,21 +182,33 @@ impl World {
             sequence: 0,
             next_worker: 1,
             next_key: 0,
-            clients: Clients::default(),
+            clients: Clients::new(setup.liars && !setup.full),
             tick_at: None,
             traced: std::env::var("WEFT_SIM_TRACE").ok().map(|id| format!("SessionId({id})")),
+            setup,
+            liars: BTreeMap::new(),
+            found: Found::default(),
         }
     }
 
     fn start(&mut self) {
         self.tell(Event::AddModel(model()));
         // Now and then the first one could hold everything, as the embedded worker does.
-        let holds_all = self.rng.chance(2_500);
+        let holds_all = self.setup.liars || self.rng.chance(2_500);
+        let kind = LIES[self.rng.below(4) as usize];
+        let liars = if kind == Lie::Together { 3..5 } else { 3..4 };
         for i in 0..7 {
             let mut build = self.new_build(i < 2);
+            if self.setup.liars && liars.contains(&i) {
+                build = Build { lie: Some(kind), ..self.new_native() };
+            }
             build.ends_only = i == 0 && !holds_all;
             if i == 0 && holds_all {
                 (build.kind, build.memory_bytes) = (WorkerKind::Embedded, 64 * MIB);
+                if self.setup.liars {
+                    // Slow enough that the others are worth their hops.
+                    (build.row_us, build.bytes_per_s) = (2_000, 2e8);
+                }
             }
             let at = self.rng.below(2_000_000);
             self.at(at, Happening::Connect(Box::new(Machine::new(build))));
@@ -207,6 +257,19 @@ impl World {
             bytes_per_s: if browser { 4e6 * MIB as f64 / row_us as f64 } else { 1e9 },
             layers: LAYERS,
             ends_only: false,
+            lie: None,
+        }
+    }
+
+    /// A fast machine that nobody trusts and that computes on its CPU.
+    fn new_native(&mut self) -> Build {
+        let (row_us, memory_bytes) = (self.rng.between(50, 500), self.rng.between(3, 6) * MIB);
+        Build {
+            kind: WorkerKind::Native,
+            classes: vec![CLASSES[0].to_owned()],
+            row_us,
+            memory_bytes,
+            ..self.new_build(false)
         }
     }
 
@@ -285,6 +348,10 @@ impl World {
                 Action::Step { worker, frame } => self.send(worker, Parcel::Frame(frame)),
                 Action::Dismiss { worker, retry, .. } => self.dismissed(worker, retry),
                 Action::Note(note) => self.noted(&note),
+                Action::Standing { .. } => {}
+                Action::Verified { layers, rows, .. } => {
+                    self.found.verified += u64::from(layers * rows);
+                }
                 action => {
                     for (at, doing) in
                         self.clients.hear(action, self.now, &mut self.rng, &mut self.tally)
@@ -300,6 +367,7 @@ impl World {
         self.trace("note", WorkerId(0), note);
         match note {
             Note::Recovered { .. } => self.tally.count(Fault::Replaced),
+            Note::Banned { key, reason } => self.banned(key, reason),
             Note::Preempted { .. } => self.tally.count(Fault::Preempted),
             Note::Waiting { .. } => self.tally.count(Fault::Uncovered),
             Note::Ignored { reason, .. } if reason.contains("moved on") => {
@@ -330,6 +398,7 @@ impl World {
             step_credits: 2,
             classes: build.classes,
             cached: Vec::new(),
+            standing: Standing::default(),
         };
         self.machines.insert(id, machine);
         let nonce = "0".repeat(64);
@@ -364,6 +433,7 @@ impl World {
                 self.at(at, Happening::Core(id, CoreEvent::Tick));
             }
         }
+        self.watch(id);
         for wish in wishes {
             match wish {
                 Wish::Send(FromWorker::Hello(_)) => {}
@@ -467,14 +537,51 @@ impl World {
         self.tell(event);
     }
 
+    /// A key is out: it must be a liar's.
+    fn banned(&mut self, key: &str, reason: &str) {
+        let Some(liar) = self.liars.get_mut(key) else {
+            panic!("{key} was banned and never lied: {reason}");
+        };
+        assert!(!std::mem::replace(&mut liar.banned, true), "{key} was banned twice");
+        let fate = self.found.fates.entry(liar.lie).or_default();
+        fate.banned += 1;
+        fate.us.push(self.now - liar.at);
+        fate.rows.push(liar.rows);
+    }
+
+    /// Keeps the books about who lies.
+    fn watch(&mut self, id: WorkerId) {
+        let Some(machine) = self.machines.get(&id) else { return };
+        let Some((lie, (at, before))) = machine.build.lie.zip(machine.lied) else { return };
+        let first = Liar { lie, at, rows: 0, banned: false, tried_again: false };
+        let liar = self.liars.entry(machine.build.key.clone()).or_insert(first);
+        liar.rows = machine.rows - before;
+    }
+
     /// The scheduler closed a connection.
     fn dismissed(&mut self, id: WorkerId, retry: bool) {
         let Some(old) = self.machines.remove(&id) else { return };
         let back = self.rng.between(500_000, 5_000_000);
         let mut machine = old.restarted();
-        if !retry {
+        let banned = self.liars.get_mut(&machine.build.key).filter(|liar| liar.banned);
+        match banned {
+            Some(liar) if !liar.tried_again => {
+                // It does not take no for an answer, once.
+                assert!(!retry);
+                liar.tried_again = true;
+            }
+            Some(_) => {
+                assert!(!retry);
+                self.found.refused += 1;
+                machine.build.key = self.new_key();
+                (machine.build.lie, machine.lied) = (None, None);
+            }
             // Its owner repairs it and it comes as another.
-            machine.build.key = self.new_key();
+            None if !retry => {
+                machine.build.key = self.new_key();
+                machine.lied = None;
+            }
+            None => {}
         }
         self.at(self.now + back, Happening::Connect(Box::new(machine)));
     }

@@ -27,7 +27,10 @@ impl Notes {
     pub(super) fn push(&self, note: &Note) {
         let text = note.to_string();
         match note {
-            Note::Lost { .. } | Note::Waiting { .. } => tracing::warn!("{text}"),
+            Note::Lost { .. }
+            | Note::Waiting { .. }
+            | Note::Disagreed { .. }
+            | Note::Banned { .. } => tracing::warn!("{text}"),
             Note::Ignored { .. } => tracing::debug!("{text}"),
             Note::Joined { .. }
             | Note::Assigned { .. }

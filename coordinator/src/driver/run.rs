@@ -218,6 +218,8 @@ impl Driver {
                 self.tell(request, RequestEvent::Refused(error));
                 self.forget(request);
             }
+            // Nothing keeps them beyond this process.
+            Action::Standing { .. } | Action::Verified { .. } => {}
             Action::Note(note) => self.notes.push(&note),
         }
     }

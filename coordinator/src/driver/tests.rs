@@ -54,6 +54,7 @@ fn spec(id: WorkerId) -> WorkerSpec {
         step_credits: 2,
         classes: vec!["canonical-1".into()],
         cached: Vec::new(),
+        standing: scheduler::Standing::default(),
     }
 }
 

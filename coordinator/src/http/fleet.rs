@@ -96,6 +96,9 @@ fn worker(view: WorkerView) -> FleetWorker {
         hop_ms: view.hop_ms,
         steps_in_flight: view.steps_in_flight,
         rows: view.rows,
+        agreements: view.standing.agreements,
+        disagreements: view.standing.disagreements,
+        rows_verified: view.standing.rows_verified,
         idle_because: view.idle_because,
     }
 }

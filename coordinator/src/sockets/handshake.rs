@@ -4,7 +4,7 @@ use ed25519_dalek::{Signature, VerifyingKey};
 use protocol::{
     FromWorker, Hello, PROTOCOL_VERSION, SUBPROTOCOL, WorkerId, WorkerKind, challenge_bytes,
 };
-use scheduler::{Holds, WorkerSpec};
+use scheduler::{Holds, Standing, WorkerSpec};
 
 use super::{Origin, Trust};
 
@@ -88,6 +88,7 @@ pub(super) fn spec(hello: Hello, id: WorkerId, trusted: bool) -> WorkerSpec {
         step_credits: hello.step_credits,
         classes: hello.classes,
         cached: hello.cached,
+        standing: Standing::default(),
     }
 }
 

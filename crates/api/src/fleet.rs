@@ -92,6 +92,15 @@ pub struct FleetWorker {
     pub steps_in_flight: u32,
     /// Rows computed since it joined.
     pub rows: u64,
+    /// Audits of its work in a row that agreed; of a worker that is not trusted.
+    #[serde(default)]
+    pub agreements: u32,
+    /// Audits that did not agree and were not made good.
+    #[serde(default)]
+    pub disagreements: u32,
+    /// Rows × layers of its key that were verified.
+    #[serde(default)]
+    pub rows_verified: u64,
     /// Why it holds nothing, if so.
     pub idle_because: Option<String>,
 }

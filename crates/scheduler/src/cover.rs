@@ -40,7 +40,13 @@ impl Scheduler {
         self.place_soon();
     }
 
-    pub(crate) fn join(&mut self, spec: WorkerSpec) {
+    pub(crate) fn join(&mut self, mut spec: WorkerSpec) {
+        spec.standing = self.standing_of(&spec.key, spec.standing);
+        if spec.standing.banned {
+            let reason = "its key is banned: audits found that it answers wrongly".to_owned();
+            self.actions.push_back(Action::Dismiss { worker: spec.id, reason, retry: false });
+            return;
+        }
         // The same key again is the same machine back: its older connection is a ghost.
         let ghost = self.workers.values().find(|w| w.spec.key == spec.key).map(|w| w.spec.id);
         if let Some(ghost) = ghost {
@@ -150,6 +156,7 @@ impl Scheduler {
             }
         }
         self.replicate();
+        self.place_auditors();
     }
 
     /// Has every gap covered, if that is possible: by workers that stay where there are

@@ -6,6 +6,8 @@ use std::time::Duration;
 use bytes::Bytes;
 use protocol::{AssignmentId, BlobRef, Frame, SessionId, ToWorker, WorkerId, WorkerKind};
 
+use crate::standing::Standing;
+
 /// A point in time, µs since an origin of the shell's choosing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
 pub struct Time(pub u64);
@@ -198,6 +200,8 @@ pub struct WorkerSpec {
     pub classes: Vec<String>,
     /// Hashes of blobs that it has already.
     pub cached: Vec<String>,
+    /// What is known of its key from before: the last [`Action::Standing`] of it.
+    pub standing: Standing,
 }
 
 /// What a worker may be given to hold.
@@ -277,6 +281,27 @@ pub enum Action {
         request: RequestId,
         /// Why.
         error: RequestError,
+    },
+    /// What is known of a worker's key changed (an audit agreed or not, the key is banned):
+    /// to be kept, and given back in [`WorkerSpec::standing`] when the key joins again, even
+    /// if the worker is gone by now.
+    Standing {
+        /// The worker's key.
+        key: String,
+        /// All that is known of it from here on.
+        standing: Standing,
+    },
+    /// Work of a key was verified: it earns credit. It is counted in the key's standing
+    /// already.
+    Verified {
+        /// The worker's key.
+        key: String,
+        /// Of which model.
+        model: String,
+        /// Layers that the rows went through.
+        layers: u32,
+        /// Rows that were not verified before.
+        rows: u32,
     },
     /// Something that people may want to read.
     Note(Note),
@@ -411,6 +436,24 @@ pub enum Note {
         /// Whose.
         session: SessionId,
     },
+    /// A replay of a worker's rows did not give what it had answered.
+    Disagreed {
+        /// The key of who had answered.
+        key: String,
+        /// The key of who replayed.
+        by: String,
+        /// The session whose rows are audited.
+        session: SessionId,
+        /// First position whose rows differ.
+        position: u32,
+    },
+    /// A worker's key is out for good: it lied, or its machine computes wrongly.
+    Banned {
+        /// Its key.
+        key: String,
+        /// What was found.
+        reason: String,
+    },
     /// An answer that changed nothing, and why.
     Ignored {
         /// From whom.
@@ -439,6 +482,11 @@ impl fmt::Display for Note {
             Note::Preempted { session } => {
                 write!(f, "session {session} gave its KV cache to an older one")
             }
+            Note::Disagreed { key, by, session, position } => write!(
+                f,
+                "the key {key} answered otherwise than {by} from position {position} of session {session} on"
+            ),
+            Note::Banned { key, reason } => write!(f, "the key {key} is banned: {reason}"),
             Note::Ignored { worker, reason } => {
                 write!(f, "an answer of worker {worker} was ignored: {reason}")
             }
@@ -524,6 +572,8 @@ pub struct WorkerView {
     pub steps_in_flight: u32,
     /// Rows computed since it joined.
     pub rows: u64,
+    /// What audits have shown of its key.
+    pub standing: Standing,
     /// Why it holds nothing, if so.
     pub idle_because: Option<String>,
 }

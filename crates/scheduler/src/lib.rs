@@ -16,14 +16,22 @@
 //! | `requests` | admission, the queue, choices, reuse of a conversation's KV |
 //! | `steps` | what goes to a worker as one step, and what its answer means |
 //! | `recovery` | lost stages, replay, KV that runs out |
+//! | `audit` | which rows are replayed elsewhere and compared, and what follows |
+//! | `auditors` | what trusted workers hold for that |
+//! | `verdict` | how rows are compared, and what several replays prove |
+//! | `standing` | how often a key's work is audited, and when it is banned |
 
+pub mod audit;
 pub mod event;
 pub mod fleet;
 pub mod log;
 pub mod placement;
 pub mod routing;
 pub mod session;
+pub mod standing;
+pub mod verdict;
 
+mod auditors;
 mod cover;
 mod recovery;
 mod replicas;
@@ -40,6 +48,7 @@ pub use event::*;
 use fleet::Worker;
 use requests::InFlight;
 use session::Session;
+pub use standing::Standing;
 
 /// The bounds and habits of a scheduler; every one has a default.
 #[derive(Clone, Debug)]
@@ -81,6 +90,8 @@ pub struct Config {
     pub attempts_max: u32,
     /// A conversation's KV is reused from this many common tokens on.
     pub reuse_min: u32,
+    /// What of untrusted workers' answers is verified.
+    pub audits: audit::Settings,
     /// Leaves out what an invariant rests on, so that the simulation can show that it would
     /// notice. All off everywhere else.
     pub sabotage: Sabotage,
@@ -95,6 +106,8 @@ pub struct Sabotage {
     pub skip_replay: bool,
     /// Logs a replay's rows a second time.
     pub log_replays: bool,
+    /// Finds that all replays agree.
+    pub skip_comparison: bool,
 }
 
 impl Default for Config {
@@ -117,6 +130,7 @@ impl Default for Config {
             load_patience: Duration::from_secs(60),
             attempts_max: 10,
             reuse_min: 8,
+            audits: audit::Settings::default(),
             sabotage: Sabotage::default(),
         }
     }
@@ -137,6 +151,7 @@ pub struct Scheduler {
     next_step: u64,
     /// When to place next, if something changed.
     place_at: Option<Time>,
+    audits: audit::Audits,
 }
 
 /// A served model and what is known of it.
@@ -171,6 +186,7 @@ impl Scheduler {
             next_session: 1,
             next_step: 1,
             place_at: None,
+            audits: audit::Audits::default(),
         }
     }
 
@@ -213,6 +229,7 @@ impl Scheduler {
         self.pass_deadlines();
         self.mend();
         self.admit();
+        self.run_audits();
         self.send_steps();
     }
 
@@ -230,7 +247,9 @@ impl Scheduler {
         let running = self.requests.values().map(|r| (r.deadline, "a request's deadline"));
         let loads = self.workers.values().flat_map(|w| w.held.values()).filter(|h| !h.ready);
         let loads = loads.map(|h| (h.loading.1, "a shard makes no progress"));
-        place.into_iter().chain(steps).chain(loads).chain(queued).chain(running).min()
+        let audits =
+            self.audits.next_try().map(|t| (t, "an audit waits for somebody to replay it"));
+        place.into_iter().chain(audits).chain(steps).chain(loads).chain(queued).chain(running).min()
     }
 
     fn note(&mut self, note: Note) {

@@ -34,6 +34,10 @@ impl Scheduler {
     /// Makes holes of all stages whose holder `lost` names. Answers how many sessions in
     /// flight had one.
     pub(crate) fn lose_stages(&mut self, lost: impl Fn((WorkerId, AssignmentId)) -> bool) -> usize {
+        let goes = |s: &Stage| s.holder.is_some_and(&lost);
+        let hit = self.sessions.values().filter(|s| s.is_live() && s.stages.iter().any(goes));
+        let hit: Vec<SessionId> = hit.map(|s| s.id).collect();
+        hit.into_iter().for_each(|id| self.audit_rest(id));
         // A worker that drains is still here; it will run no more of these sessions.
         for (worker, w) in &mut self.workers {
             for (assignment, held) in &mut w.held {
@@ -276,12 +280,14 @@ impl Scheduler {
     /// what only a replay would need; if that is not enough, all: those sessions then run
     /// from their tokens again.
     pub(crate) fn trim_logs(&mut self) {
-        let mut bytes: u64 = self.sessions.values().map(Session::log_bytes).sum();
+        // Replays share the rows of their audits, which have a bound of their own.
+        let logs = || self.sessions.values().filter(|s| !s.is_audit());
+        let mut bytes: u64 = logs().map(Session::log_bytes).sum();
         if bytes <= self.config.log_bytes_max {
             return;
         }
         let mut order: Vec<(bool, u64, SessionId)> =
-            self.sessions.values().map(|s| (!s.is_live(), s.log_bytes(), s.id)).collect();
+            logs().map(|s| (!s.is_live(), s.log_bytes(), s.id)).collect();
         order.sort();
         for everything in [false, true] {
             for (_, _, id) in order.iter().rev() {

@@ -110,6 +110,9 @@ impl Scheduler {
             attempts: 0,
             overflow: None,
             served: 0,
+            authored: Vec::new(),
+            next_authored: 0,
+            withheld: None,
         };
         let cached_tokens = match self.adopt(&mut session) {
             Some(positions) => positions,
@@ -176,8 +179,13 @@ impl Scheduler {
     fn adopt(&mut self, session: &mut Session) -> Option<u32> {
         let (from, common) = self.longest_common(session)?;
         let donor = &self.sessions[&from];
+        if self.config.audits.full && !donor.is_verified(common) {
+            return None;
+        }
         session.stages = donor.stages.clone();
         session.boundaries = donor.boundaries.clone();
+        session.authored = donor.authored.clone();
+        session.next_authored = donor.next_authored;
         // The whole of a conversation that goes on is superseded; a shared beginning is not.
         let superseded = donor.positions() == common;
         let model = &self.models[session.model].spec;
@@ -188,6 +196,7 @@ impl Scheduler {
             self.give_pages_back(from, released);
             session.stages.clear();
             session.boundaries.clear();
+            session.authored.clear();
             return None;
         }
         self.send_forks(from, session, common);
@@ -200,7 +209,7 @@ impl Scheduler {
 
     /// The cached session with the longest common beginning, and its length.
     fn longest_common(&self, session: &Session) -> Option<(SessionId, u32)> {
-        let reusable = |s: &&Session| !s.is_live() && s.model == session.model;
+        let reusable = |s: &&Session| s.is_cached() && s.model == session.model;
         let cached = self.sessions.values().filter(reusable);
         let common = cached.map(|s| {
             let same = s.tokens.iter().zip(&session.tokens).take_while(|(a, b)| a == b).count();
@@ -289,8 +298,10 @@ impl Scheduler {
 
     pub(crate) fn finish(&mut self, id: SessionId) {
         let since = self.now;
+        self.audit_rest(id);
         let Some(session) = self.sessions.get_mut(&id).filter(|s| s.is_live()) else { return };
         let request = session.request;
+        session.withheld = None;
         let layered = session.stages.iter().filter(|s| s.layers);
         let held = layered.map(|s| if s.holder.is_some() { s.done } else { 0 }).min();
         let held = held.unwrap_or(0).min(session.positions());
@@ -310,7 +321,7 @@ impl Scheduler {
                 self.requests.remove(&request);
             }
         }
-        let cached = self.sessions.values().filter(|s| !s.is_live()).count();
+        let cached = self.sessions.values().filter(|s| s.is_cached()).count();
         if cached > self.config.cached_sessions_max {
             self.evict(|_| true);
         }
@@ -373,6 +384,9 @@ impl Scheduler {
 
     /// Forgets a session everywhere.
     pub(crate) fn release(&mut self, id: SessionId) {
+        if self.sessions.get(&id).is_some_and(Session::is_live) {
+            self.audit_rest(id);
+        }
         self.let_go(id);
         self.sessions.remove(&id);
     }
@@ -515,5 +529,8 @@ fn cut(session: &mut Session, positions: u32, row_bytes: usize) {
     }
     for boundary in session.boundaries.values_mut() {
         boundary.truncate(positions, row_bytes);
+    }
+    for part in session.authored.iter().map(|e| e.span.end).collect::<Vec<_>>() {
+        session.cut_authored(part, positions);
     }
 }

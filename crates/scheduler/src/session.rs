@@ -1,11 +1,16 @@
 //! One generation in flight: its tokens, its route, its activation log.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
+use bytes::Bytes;
 use protocol::{AssignmentId, SessionId, Span, WorkerId};
 
 use crate::event::{RequestId, Time};
 use crate::log::Boundary;
+
+/// Entries of [`Session::authored`] kept; the oldest verified ones go first.
+const AUTHORED_MAX: usize = 64;
 
 /// A generation, in flight or kept for its KV.
 #[derive(Clone, Debug)]
@@ -36,6 +41,39 @@ pub struct Session {
     pub overflow: Option<(u32, WorkerId)>,
     /// Highest step number it took part in, for fair turns.
     pub served: u64,
+    /// Who gave which rows that it rests on, those of trusted workers left out.
+    pub authored: Vec<Authored>,
+    /// The number of the next of them.
+    pub next_authored: u64,
+    /// While [`Phase::Verifying`]: the position whose logits are there, and they.
+    pub withheld: Option<(u32, Bytes)>,
+}
+
+/// Rows that one untrusted worker was the first to give, as one stage.
+#[derive(Clone, Debug)]
+pub struct Authored {
+    /// Names just these rows of the session: a new one whenever some are computed anew.
+    pub number: u64,
+    /// The connection.
+    pub worker: WorkerId,
+    /// Its key.
+    pub key: Arc<str>,
+    /// What it computed in.
+    pub class: Arc<str>,
+    /// Through which parts.
+    pub span: Span,
+    /// First position.
+    pub from: u32,
+    /// One past the last position.
+    pub to: u32,
+    /// Positions before this one were verified.
+    pub verified: u32,
+    /// And have been counted for its key.
+    pub credited: u32,
+    /// Positions before this one were drawn for.
+    pub drawn: u32,
+    /// The next draw is when `to` reaches this.
+    pub next_draw: u32,
 }
 
 /// What a session does.
@@ -47,6 +85,10 @@ pub enum Phase {
     Sampling,
     /// A further choice of a request, until the first one's prompt is computed.
     Following,
+    /// Has logits that are given out once the rows behind them are verified.
+    Verifying,
+    /// Not a client's: replays another session's rows.
+    Auditing,
     /// Finished; its KV is kept for a next turn.
     Cached {
         /// Since when.
@@ -75,9 +117,19 @@ impl Session {
         self.tokens.len() as u32
     }
 
-    /// In flight: not merely kept for its KV.
+    /// A client's and in flight: not merely kept for its KV.
     pub fn is_live(&self) -> bool {
-        !matches!(self.phase, Phase::Cached { .. })
+        !self.is_cached() && !self.is_audit()
+    }
+
+    /// Finished, and kept for its KV.
+    pub fn is_cached(&self) -> bool {
+        matches!(self.phase, Phase::Cached { .. })
+    }
+
+    /// A replay of another one's rows.
+    pub fn is_audit(&self) -> bool {
+        self.phase == Phase::Auditing
     }
 
     /// In flight, and some part of the model runs nowhere for it: a stage was lost, or its KV
@@ -133,7 +185,11 @@ impl Session {
     pub fn wanted(&self) -> u32 {
         match self.phase {
             Phase::Computing => self.positions().saturating_sub(1),
-            Phase::Sampling | Phase::Following | Phase::Cached { .. } => self.positions(),
+            Phase::Sampling
+            | Phase::Verifying
+            | Phase::Auditing
+            | Phase::Following
+            | Phase::Cached { .. } => self.positions(),
         }
     }
 
@@ -161,5 +217,78 @@ impl Session {
         }
         let route: Vec<u32> = self.stages.iter().map(|s| s.span.first).collect();
         self.boundaries.retain(|part, _| route.contains(part) || self.stages.is_empty());
+    }
+
+    /// A worker gave rows `from..to` of a stage before anyone else did: where that is
+    /// recorded, if it goes on from what it gave before.
+    pub fn author_more(
+        &mut self,
+        worker: WorkerId,
+        span: Span,
+        from: u32,
+        to: u32,
+    ) -> Option<usize> {
+        self.cut_authored(span.end, from);
+        let goes_on = |e: &Authored| e.worker == worker && e.span == span && e.to == from;
+        let at = self.authored.iter().rposition(goes_on)?;
+        self.authored[at].to = to;
+        Some(at)
+    }
+
+    /// Records rows that go on from nothing, under a number of their own, and answers where.
+    pub fn author(&mut self, mut rows: Authored) -> usize {
+        rows.number = self.next_authored;
+        self.next_authored += 1;
+        if self.authored.len() >= AUTHORED_MAX {
+            let verified = self.authored.iter().position(|e| e.verified >= e.to);
+            if let Some(at) = verified {
+                self.authored.remove(at);
+            }
+        }
+        self.authored.push(rows);
+        self.authored.len() - 1
+    }
+
+    /// Rows from `position` on of the boundary before `part` are another's, or nobody's.
+    pub fn cut_authored(&mut self, part: u32, position: u32) {
+        for entry in &mut self.authored {
+            if entry.span.end == part && entry.to > position {
+                entry.number = self.next_authored;
+                self.next_authored += 1;
+                entry.to = position.max(entry.from);
+                entry.verified = entry.verified.min(entry.to);
+                entry.drawn = entry.drawn.min(entry.to);
+            }
+        }
+        self.authored.retain(|e| e.from < e.to);
+    }
+
+    /// Where the rows of that number are recorded.
+    pub fn entry(&self, number: u64) -> Option<usize> {
+        self.authored.iter().position(|e| e.number == number)
+    }
+
+    /// Whether all rows before `position` that need it were verified.
+    pub fn is_verified(&self, position: u32) -> bool {
+        self.authored.iter().all(|e| e.verified >= e.to.min(position))
+    }
+
+    /// Throws away the rows from `position` on that come out before `part` or later. Call
+    /// [`Session::fence`] and [`Session::rewind`] afterwards.
+    pub fn roll_back(&mut self, part: u32, position: u32, row_bytes: usize) {
+        for (_, boundary) in self.boundaries.range_mut(part..) {
+            boundary.truncate(position, row_bytes);
+        }
+        for stage in self.stages.iter_mut().filter(|s| s.span.end > part) {
+            stage.done = stage.done.min(position);
+        }
+        let parts: Vec<u32> = self.authored.iter().map(|e| e.span.end).collect();
+        for later in parts.into_iter().filter(|later| *later >= part) {
+            self.cut_authored(later, position);
+        }
+        self.withheld = None;
+        if self.phase == Phase::Verifying {
+            self.phase = Phase::Computing;
+        }
     }
 }

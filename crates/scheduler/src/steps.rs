@@ -10,6 +10,7 @@ use protocol::{
 };
 
 use crate::Scheduler;
+use crate::audit::lag;
 use crate::event::{Action, Note, RequestError};
 use crate::fleet::{StepInFlight, work_bytes};
 use crate::log::Boundary;
@@ -49,7 +50,7 @@ impl Scheduler {
     fn next_batch(&self, worker: WorkerId) -> Option<(AssignmentId, Span, Vec<Waiting>)> {
         let mut groups: std::collections::BTreeMap<(AssignmentId, Span), Vec<Waiting>> =
             Default::default();
-        for session in self.sessions.values().filter(|s| s.is_live()) {
+        for session in self.sessions.values().filter(|s| !s.is_cached()) {
             for (i, stage) in session.stages.iter().enumerate() {
                 let Some((holder, assignment)) = stage.holder else { continue };
                 if holder != worker {
@@ -153,7 +154,7 @@ impl Scheduler {
             });
             payload.push(input);
             session.stages[wait.stage].sent = to;
-            session.served = step;
+            session.served = step + lag(session, &self.config);
             rows_left -= rows;
         }
         if segments.is_empty() {
@@ -240,7 +241,7 @@ impl Scheduler {
         let holder = Some((worker, step.assignment));
         let stage = session.stages.iter().position(|s| s.holder == holder && s.span == step.span);
         let current = session.epoch == sent.epoch || self.config.sabotage.accept_old_epochs;
-        let Some(i) = stage.filter(|_| current && session.is_live()) else {
+        let Some(i) = stage.filter(|_| current && !session.is_cached()) else {
             let reason = format!("session {} has moved on", sent.session);
             self.note(Note::Ignored { worker, reason });
             return;
@@ -256,6 +257,7 @@ impl Scheduler {
                 self.preempt(sent.session);
                 self.failed_once(sent.session, worker, "its KV cache is full");
             }
+            Status::NumericFault if self.replay_overflowed(sent.session, sent.position) => {}
             Status::NumericFault => self.numeric_fault(worker, sent, i),
             Status::BadInput => {
                 // It does not hold what it said it holds.
@@ -332,16 +334,28 @@ impl Scheduler {
                 let gap = sent.position > boundary.end();
                 assert!(!gap || self.config.sabotage.accept_old_epochs, "rows after a gap");
                 boundary.append(output.slice(skip * row_bytes..), row_bytes);
+                self.rows_authored(sent.session, i, sent.position + skip as u32, end);
             }
+        } else if session.is_audit() {
+            self.replay_answered(sent.session, sent.position, &output);
         } else if sent.logits_rows == 1 && session.phase == Phase::Computing {
-            session.phase = Phase::Sampling;
-            let position = end - 1;
-            let first = end == session.prompt_len;
-            let to = if first { self.spread(sent.session) } else { vec![sent.session] };
-            for session in to {
-                let logits = output.clone();
-                self.actions.push_back(Action::Sample { session, position, logits });
+            if self.config.audits.full && !session.is_verified(end) {
+                self.withhold(sent.session, end - 1, output);
+            } else {
+                self.give_logits(sent.session, end - 1, output);
             }
+        }
+    }
+
+    /// Has the next token chosen: by every choice of the request, after its prompt.
+    pub(crate) fn give_logits(&mut self, id: SessionId, position: u32, logits: Bytes) {
+        let session = self.sessions.get_mut(&id).expect("it was found");
+        session.phase = Phase::Sampling;
+        let first = position + 1 == session.prompt_len;
+        let to = if first { self.spread(id) } else { vec![id] };
+        for session in to {
+            let logits = logits.clone();
+            self.actions.push_back(Action::Sample { session, position, logits });
         }
     }
 }

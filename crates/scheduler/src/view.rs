@@ -23,8 +23,8 @@ impl Scheduler {
                 .map(|s| self.session_view(s))
                 .collect(),
             queued: self.queue.len(),
-            cached_sessions: self.sessions.values().filter(|s| !s.is_live()).count(),
-            log_bytes: self.sessions.values().map(Session::log_bytes).sum(),
+            cached_sessions: self.sessions.values().filter(|s| s.is_cached()).count(),
+            log_bytes: self.log_bytes(),
         }
     }
 
@@ -60,8 +60,14 @@ impl Scheduler {
                 assert_eq!(pair[0].span.end, pair[1].span.first, "a route with a gap");
             }
         }
-        let log_bytes: u64 = self.sessions.values().map(Session::log_bytes).sum();
+        let log_bytes = self.log_bytes();
         assert!(log_bytes <= self.config.log_bytes_max, "logs of {log_bytes} bytes");
+    }
+
+    /// Bytes of all activation logs; what audits keep has a bound of its own.
+    fn log_bytes(&self) -> u64 {
+        let logs = self.sessions.values().filter(|s| !s.is_audit());
+        logs.map(Session::log_bytes).sum()
     }
 
     fn model_view(&self, model: usize) -> ModelView {
@@ -134,6 +140,7 @@ impl Scheduler {
             hop_ms: worker.hop_s * 1e3,
             steps_in_flight: worker.in_flight.len() as u32,
             rows: worker.rows,
+            standing: spec.standing,
             idle_because: worker.idle_because.clone(),
         }
     }

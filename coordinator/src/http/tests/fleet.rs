@@ -1,7 +1,7 @@
 //! The fleet, the models, health.
 
 use protocol::{AssignmentId, SessionId, WorkerId, WorkerKind};
-use scheduler::{ModelView, RequestId, SessionView, ShardView, WorkerView};
+use scheduler::{ModelView, RequestId, SessionView, ShardView, Standing, WorkerView};
 use serde_json::json;
 
 use super::*;
@@ -50,6 +50,7 @@ fn view() -> FleetView {
         hop_ms: 0.5,
         steps_in_flight: 1,
         rows: 9,
+        standing: Standing { agreements: 12, disagreements: 1, banned: false, rows_verified: 34 },
         idle_because: None,
     };
     let session = SessionView {
@@ -106,6 +107,7 @@ async fn the_fleet_is_shown() {
                     "kv_pages": 8,
                 }],
                 "layer_tokens_per_s": 12.5, "hop_ms": 0.5, "steps_in_flight": 1, "rows": 9,
+                "agreements": 12, "disagreements": 1, "rows_verified": 34,
                 "idle_because": null,
             }],
             "sessions": [{

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use protocol::{BlobRef, Frame, FrameKind, SessionId, ToWorker, WorkerId, WorkerKind};
 use scheduler::{
     Action, ClassSpec, Config, Event, Holds, ModelSpec, Note, PartSpec, Request, RequestError,
-    RequestId, Scheduler, Time, WorkerSpec,
+    RequestId, Scheduler, Standing, Time, WorkerSpec,
 };
 
 pub const MIB: u64 = 1 << 20;
@@ -30,6 +30,10 @@ pub struct Bench {
     pub refused: BTreeMap<RequestId, RequestError>,
     pub dismissed: Vec<(WorkerId, String, bool)>,
     pub notes: Vec<Note>,
+    /// The newest of each key.
+    pub standings: BTreeMap<String, Standing>,
+    /// Key, layers, rows.
+    pub verified: Vec<(String, u32, u32)>,
 }
 
 pub fn model() -> ModelSpec {
@@ -63,6 +67,8 @@ impl Bench {
             refused: BTreeMap::new(),
             dismissed: Vec::new(),
             notes: Vec::new(),
+            standings: BTreeMap::new(),
+            verified: Vec::new(),
         };
         bench.tell(Event::AddModel(model()));
         bench
@@ -92,6 +98,10 @@ impl Bench {
                     self.samples.push((session, position));
                 }
                 Action::Refused { request, error } => drop(self.refused.insert(request, error)),
+                Action::Standing { key, standing } => drop(self.standings.insert(key, standing)),
+                Action::Verified { key, layers, rows, .. } => {
+                    self.verified.push((key, layers, rows));
+                }
                 Action::Note(note) => self.notes.push(note),
             }
         }
@@ -195,6 +205,7 @@ pub fn worker(id: u64, memory_bytes: u64, trusted: bool, holds: Holds) -> Worker
         step_credits: 2,
         classes: vec!["canonical-1".into()],
         cached: Vec::new(),
+        standing: Standing::default(),
     }
 }
 

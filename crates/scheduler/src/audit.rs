@@ -1,0 +1,686 @@
+//! Audits: a stage's rows from position 0 on are replayed by somebody else and compared.
+//!
+//! The unit is a session's stage prefix. Its input and the rows that were answered are taken
+//! from the activation log when the audit is begun, so that the log may forget them. A replay
+//! is a session like any other (its own id, epoch, KV pages, steps), on a trusted worker that
+//! holds the parts, or on others where none does: whoever is not trusted cannot tell it from
+//! work. Ends are held by trusted workers only, so layers alone are audited.
+//!
+//! *Sampled* audits are drawn (`standing`) whenever a stage has doubled its rows, and at its
+//! end. With full verification each stage has an audit that *follows* it, and logits wait
+//! until it has caught up.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use protocol::{AssignmentId, SessionId, Span, WorkerId};
+
+use crate::event::{Note, RequestId, Time};
+use crate::fleet::pages_for;
+use crate::log::Boundary;
+use crate::session::{Authored, Phase, Session, Stage};
+use crate::standing::{Standing, draw};
+use crate::verdict::{Comparison, Finding, PEERS_MIN, Verdict, comparison, digest, judge};
+use crate::{Config, Scheduler};
+
+/// Rows of a stage after which the first draw is made; the next are at twice as many.
+const FIRST_DRAW_ROWS: u32 = 32;
+/// An audit that finds nobody to replay it asks again after this.
+const RETRY: Duration = Duration::from_millis(250);
+/// A sampled audit that nobody could replay for this long is given up.
+const PATIENCE: Duration = Duration::from_secs(120);
+/// A sampled audit's turn comes as if its session had been served so many steps later.
+const LOW_PRIORITY_STEPS: u64 = 32;
+
+/// What is audited, and how much of it at once.
+#[derive(Clone, Debug)]
+pub struct Settings {
+    /// Share of the work of keys without standing that is audited, 0 to 1; 0 turns sampled
+    /// audits off altogether.
+    pub newcomers: f64,
+    /// Logits are given out only once every row behind them that an untrusted worker
+    /// computed has been verified by a trusted one.
+    pub full: bool,
+    /// What draws hang on; nobody else may know it.
+    pub secret: [u64; 2],
+    /// Sampled audits at once, at most; further ones are not begun.
+    pub audits_max: usize,
+    /// Rows that sampled audits keep from the log, bytes; further ones are not begun. With
+    /// full verification every session in flight keeps its own rows instead.
+    pub bytes_max: u64,
+    /// Longest prefix that a sampled audit replays, positions.
+    pub rows_max: u32,
+}
+
+impl Default for Settings {
+    fn default() -> Settings {
+        Settings {
+            newcomers: 1.0,
+            full: false,
+            secret: [0, 0],
+            audits_max: 64,
+            bytes_max: 64 << 20,
+            rows_max: 4096,
+        }
+    }
+}
+
+/// The audits under way, and what is known of keys.
+#[derive(Debug, Default)]
+pub(crate) struct Audits {
+    next: u64,
+    open: BTreeMap<u64, Audit>,
+    /// The replays under way, by their sessions.
+    replays: BTreeMap<SessionId, u64>,
+    /// Of keys that are here or were.
+    pub(crate) standings: BTreeMap<String, Standing>,
+}
+
+/// One stage's rows that are being verified.
+#[derive(Debug)]
+struct Audit {
+    of: SessionId,
+    /// Which rows of it.
+    number: u64,
+    worker: WorkerId,
+    key: Arc<str>,
+    class: Arc<str>,
+    model: usize,
+    span: Span,
+    /// Keeps up with the session: full verification.
+    follows: bool,
+    /// The stage's input from position 0.
+    input: Boundary,
+    /// What was answered, from the first position that is not verified; as long as `input`.
+    expected: Boundary,
+    /// Rows before this one agreed.
+    agreed: u32,
+    findings: Vec<Finding>,
+    replay: Option<Replay>,
+    begun: Time,
+    next_try: Time,
+}
+
+/// A replay under way.
+#[derive(Debug)]
+struct Replay {
+    session: SessionId,
+    key: Arc<str>,
+    trusted: bool,
+    how: Comparison,
+    /// Rows before this one were compared.
+    compared: u32,
+    differs: Option<(u32, u64)>,
+}
+
+impl Audit {
+    fn end(&self) -> u32 {
+        self.expected.end()
+    }
+
+    /// Has rows to replay, and nobody who does.
+    fn is_waiting(&self) -> bool {
+        self.replay.is_none() && self.agreed < self.end()
+    }
+
+    /// The session that replays it.
+    fn replay_session(&self, id: SessionId, holder: (WorkerId, AssignmentId)) -> Session {
+        let holder = Some(holder);
+        Session {
+            id,
+            // No client's request has it.
+            request: RequestId(u64::MAX),
+            model: self.model,
+            tokens: Vec::new(),
+            prompt_len: 0,
+            epoch: 1,
+            stages: vec![Stage { holder, span: self.span, done: 0, sent: 0, layers: true }],
+            boundaries: [(self.span.first, self.input.clone())].into(),
+            phase: Phase::Auditing,
+            recoveries: 0,
+            attempts: 0,
+            overflow: None,
+            served: 0,
+            authored: Vec::new(),
+            next_authored: 0,
+            withheld: None,
+        }
+    }
+}
+
+impl Audits {
+    /// Bytes that sampled audits keep.
+    pub(crate) fn bytes(&self) -> u64 {
+        let sampled = self.open.values().filter(|a| !a.follows);
+        sampled.map(|a| a.input.bytes() + a.expected.bytes()).sum()
+    }
+
+    /// When an audit is to be tried again.
+    pub(crate) fn next_try(&self) -> Option<Time> {
+        self.open.values().filter(|a| a.is_waiting()).map(|a| a.next_try).min()
+    }
+}
+
+impl Scheduler {
+    /// Stage `i` of a session gave rows `from..to` that nobody had given before: they are its
+    /// worker's, and are drawn for an audit.
+    pub(crate) fn rows_authored(&mut self, id: SessionId, i: usize, from: u32, to: u32) {
+        let session = self.sessions.get_mut(&id).expect("it was found");
+        let Stage { holder: Some((worker, assignment)), span, .. } = session.stages[i] else {
+            return;
+        };
+        let Some(w) = self.workers.get(&worker).filter(|w| !w.spec.trusted) else {
+            session.cut_authored(span.end, from);
+            return;
+        };
+        let at = session.author_more(worker, span, from, to).unwrap_or_else(|| {
+            let class = w.held.get(&assignment).map_or("", |held| held.class.as_str());
+            session.author(Authored {
+                number: 0,
+                worker,
+                key: w.spec.key.as_str().into(),
+                class: class.into(),
+                span,
+                from,
+                to,
+                verified: from,
+                credited: from,
+                drawn: from,
+                next_draw: from + FIRST_DRAW_ROWS,
+            })
+        });
+        if self.config.audits.full {
+            self.follow(id, at);
+            return;
+        }
+        let entry = &mut session.authored[at];
+        if entry.to >= entry.next_draw {
+            entry.next_draw = next_draw(entry.to, entry.next_draw);
+            self.draw_audit(id, at);
+        }
+    }
+
+    /// A session or one of its stages ends: draws for what its workers did since the last draw.
+    pub(crate) fn audit_rest(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get(&id) else { return };
+        for at in 0..session.authored.len() {
+            let entry = &self.sessions[&id].authored[at];
+            if self.config.audits.full {
+                let (key, span) = (entry.key.clone(), entry.span);
+                self.credit(id, at, &key, span, false);
+            } else if entry.drawn < entry.to && entry.verified < entry.to {
+                self.draw_audit(id, at);
+            }
+        }
+    }
+
+    /// Audits the rows of a stage, if the draw says so.
+    fn draw_audit(&mut self, id: SessionId, at: usize) {
+        let settings = &self.config.audits;
+        let session = self.sessions.get_mut(&id).expect("it was found");
+        let entry = &mut session.authored[at];
+        entry.drawn = entry.to;
+        let standing = self.audits.standings.get(&*entry.key).copied().unwrap_or_default();
+        let chance = match settings.newcomers > 0.0 && !standing.banned {
+            true => standing.audit_chance(settings.newcomers),
+            false => 0.0,
+        };
+        if draw(settings.secret, id, &entry.key, entry.to) >= chance {
+            return;
+        }
+        let same = |a: &&Audit| (a.of, a.worker, a.span) == (id, entry.worker, entry.span);
+        // One may stand beside a first one: that of the stage's last rows.
+        let under_way = self.audits.open.values().filter(same).count();
+        let open = self.audits.open.len();
+        if under_way < 2 && open < settings.audits_max && self.audits.bytes() < settings.bytes_max {
+            self.open_audit(id, at, false);
+        }
+    }
+
+    /// Takes what an audit needs from the log. Answers whether the log still had it.
+    fn open_audit(&mut self, id: SessionId, at: usize, follows: bool) -> bool {
+        let session = &self.sessions[&id];
+        let entry = &session.authored[at];
+        let row_bytes = self.models[session.model].spec.d_model as usize * 4;
+        let to = if follows { entry.to } else { entry.to.min(self.config.audits.rows_max) };
+        let from = entry.verified;
+        let Some(input) = session.boundaries.get(&entry.span.first) else { return false };
+        let Some(output) = session.boundaries.get(&entry.span.end) else { return false };
+        let Some(rows) = output.rows(from, to, row_bytes) else { return false };
+        if input.start() > 0 || input.end() < to {
+            return false;
+        }
+        let mut input = input.clone();
+        input.truncate(to, row_bytes);
+        let mut expected = Boundary::starting_at(from);
+        expected.append(rows, row_bytes);
+        let audit = Audit {
+            of: id,
+            number: entry.number,
+            worker: entry.worker,
+            key: entry.key.clone(),
+            class: entry.class.clone(),
+            model: session.model,
+            span: entry.span,
+            follows,
+            input,
+            expected,
+            agreed: from,
+            findings: Vec::new(),
+            replay: None,
+            begun: self.now,
+            next_try: self.now,
+        };
+        self.audits.open.insert(self.audits.next, audit);
+        self.audits.next += 1;
+        true
+    }
+
+    /// Full verification: the audit of a stage is given the stage's new rows, or begun.
+    fn follow(&mut self, id: SessionId, at: usize) {
+        let session = &self.sessions[&id];
+        let row_bytes = self.models[session.model].spec.d_model as usize * 4;
+        let entry = &session.authored[at];
+        let number = entry.number;
+        let same = |a: &&mut Audit| a.follows && a.of == id && a.number == number;
+        let Some(audit) = self.audits.open.values_mut().find(same) else {
+            if !self.open_audit(id, at, true) {
+                self.start_over(id);
+            }
+            return;
+        };
+        let (from, to) = (audit.end(), entry.to);
+        let rows = |part: u32| session.boundaries.get(&part)?.rows(from, to, row_bytes);
+        let (Some(input), Some(output)) = (rows(entry.span.first), rows(entry.span.end)) else {
+            self.start_over(id);
+            return;
+        };
+        audit.input.append(input.clone(), row_bytes);
+        audit.expected.append(output, row_bytes);
+        let (first, replay) = (audit.span.first, audit.replay.as_ref().map(|r| r.session));
+        let replay = replay.and_then(|replay| self.sessions.get_mut(&replay));
+        if let Some(boundary) = replay.and_then(|replay| replay.boundaries.get_mut(&first)) {
+            boundary.append(input, row_bytes);
+        }
+    }
+
+    /// The log lacks what verifying would need: the session is computed from its tokens again.
+    fn start_over(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let row_bytes = self.models[session.model].spec.d_model as usize * 4;
+        session.roll_back(0, 0, row_bytes);
+        session.authored.clear();
+        session.fence();
+        session.rewind();
+    }
+
+    /// Begins the replays that wait, where somebody can take them, and closes the audits that
+    /// nothing hangs on.
+    pub(crate) fn run_audits(&mut self) {
+        let ids: Vec<u64> = self.audits.open.keys().copied().collect();
+        for id in ids {
+            self.tend(id);
+        }
+    }
+
+    fn tend(&mut self, id: u64) {
+        let Some(audit) = self.audits.open.get(&id) else { return };
+        let over = match audit.follows {
+            true => {
+                let session = self.sessions.get(&audit.of).filter(|s| s.is_live());
+                session.is_none_or(|s| s.entry(audit.number).is_none())
+            }
+            false => audit.replay.is_none() && self.now.since(audit.begun) >= PATIENCE,
+        };
+        if over {
+            self.close_audit(id);
+            return;
+        }
+        if let Some(replay) = &audit.replay {
+            let (session, positions) = (replay.session, audit.input.end());
+            let stages = self.sessions.get(&session).map(|s| s.stages.clone()).unwrap_or_default();
+            let runs = stages.iter().any(|stage| stage.holder.is_some());
+            // Only one that follows grows.
+            let grows = audit.follows;
+            if runs && (!grows || self.reserve(session, &stages, positions).is_ok()) {
+                return;
+            }
+            // Whoever replayed is gone, or has no room for more.
+            self.stop_replay(id);
+        }
+        if self.audits.open[&id].is_waiting() && self.audits.open[&id].next_try <= self.now {
+            self.begin_replay(id);
+        }
+    }
+
+    fn begin_replay(&mut self, id: u64) {
+        let audit = self.audits.open.get_mut(&id).expect("it was found");
+        audit.next_try = self.now.plus(RETRY);
+        let audit = &self.audits.open[&id];
+        let Some((holder, how)) = self.find_replayer(audit) else { return };
+        let (session, positions) = (SessionId(self.next_session), audit.input.end());
+        let mut replay = audit.replay_session(session, holder);
+        let room = match audit.follows {
+            true => self.make_room(&replay, positions),
+            false => {
+                replay.served = self.next_step + lag(&replay, &self.config);
+                self.reserve(session, &replay.stages, positions).is_ok()
+            }
+        };
+        if !room {
+            return;
+        }
+        self.next_session += 1;
+        let spec = &self.workers[&holder.0].spec;
+        let (key, trusted) = (spec.key.as_str().into(), spec.trusted);
+        let audit = self.audits.open.get_mut(&id).expect("it was found");
+        let compared = audit.expected.start();
+        audit.replay = Some(Replay { session, key, trusted, how, compared, differs: None });
+        self.audits.replays.insert(session, id);
+        self.sessions.insert(session, replay);
+    }
+
+    /// Pages for a replay that logits wait for: cached sessions give theirs up, then the
+    /// youngest in flight.
+    fn make_room(&mut self, replay: &Session, positions: u32) -> bool {
+        if self.reserve_or_evict(replay, positions) {
+            return true;
+        }
+        let holder = replay.stages[0].holder;
+        let there =
+            |s: &&Session| s.is_live() && s.stages.iter().any(|t| t.layers && t.holder == holder);
+        if let Some(youngest) = self.sessions.values().filter(there).map(|s| s.id).max() {
+            self.preempt(youngest);
+        }
+        self.reserve_or_evict(replay, positions)
+    }
+
+    /// Who replays: a trusted worker with comparable numerics, one that has not yet if there
+    /// is one; else strangers that have not, if there are enough of them.
+    fn find_replayer(&self, audit: &Audit) -> Option<((WorkerId, AssignmentId), Comparison)> {
+        let pages = pages_for(audit.input.end());
+        let secret = self.config.audits.secret;
+        let mut trusted = Vec::new();
+        let mut strangers = Vec::new();
+        for (id, w) in &self.workers {
+            if w.draining || *w.spec.key == *audit.key {
+                continue;
+            }
+            let able = w.held.iter().find_map(|(assignment, h)| {
+                let holds = h.ready && h.model == audit.model && h.kv_pages >= pages;
+                let spans = h.span.first <= audit.span.first && audit.span.end <= h.span.end;
+                let how = comparison(&audit.class, &h.class).filter(|_| holds && spans)?;
+                Some(((*id, *assignment), how))
+            });
+            let Some(able) = able else { continue };
+            let turns = audit.findings.iter().filter(|f| *f.key == *w.spec.key).count();
+            if w.spec.trusted {
+                trusted.push(((turns, w.in_flight.len()), able));
+            } else if turns == 0 && !audit.follows {
+                strangers.push((draw(secret, audit.of, &w.spec.key, audit.end()), able));
+            }
+        }
+        if let Some((_, able)) = trusted.into_iter().min_by_key(|(order, _)| *order) {
+            return Some(able);
+        }
+        let enough = strangers.len() + audit.findings.len() >= PEERS_MIN;
+        let drawn = strangers.into_iter().min_by(|a, b| a.0.total_cmp(&b.0));
+        drawn.filter(|_| enough).map(|(_, able)| able)
+    }
+
+    /// A replay gave rows from `position` on.
+    pub(crate) fn replay_answered(&mut self, session: SessionId, position: u32, rows: &Bytes) {
+        let Some(&id) = self.audits.replays.get(&session) else { return };
+        let Some(audit) = self.audits.open.get_mut(&id) else { return };
+        let row_bytes = self.models[audit.model].spec.d_model as usize * 4;
+        let answered = position + (rows.len() / row_bytes) as u32;
+        let Some(replay) = audit.replay.as_mut() else { return };
+        let (from, to) = (replay.compared.max(position), answered.min(audit.expected.end()));
+        if from < to {
+            let offset = |p: u32| (p - position) as usize * row_bytes;
+            let got = &rows[offset(from)..offset(to)];
+            let expected = audit.expected.rows(from, to, row_bytes).expect("they are kept");
+            let differs = replay.how.first_difference(&expected, got, row_bytes);
+            let secret = self.config.audits.secret;
+            replay.differs = differs.filter(|_| !self.config.sabotage.skip_comparison).map(|row| {
+                let at = row as usize * row_bytes;
+                (from + row, digest(secret, &got[at..at + row_bytes]))
+            });
+            replay.compared = to;
+        }
+        if replay.differs.is_some() || replay.compared >= audit.expected.end() {
+            self.replay_done(id);
+        }
+    }
+
+    /// A replay says that a value overflows where the audited worker saw none. Answers
+    /// whether the session is a replay.
+    pub(crate) fn replay_overflowed(&mut self, session: SessionId, position: u32) -> bool {
+        let Some(&id) = self.audits.replays.get(&session) else { return false };
+        let replay = self.audits.open.get_mut(&id).and_then(|a| a.replay.as_mut());
+        if let Some(replay) = replay {
+            let secret = self.config.audits.secret;
+            replay.differs = Some((position.max(replay.compared), digest(secret, b"overflow")));
+            self.replay_done(id);
+        }
+        true
+    }
+
+    /// A replay is over: what do the audit's replays say together?
+    fn replay_done(&mut self, id: u64) {
+        let audit = self.audits.open.get_mut(&id).expect("it was found");
+        let replay = audit.replay.as_ref().expect("it was found");
+        let Replay { trusted, how, differs, .. } = *replay;
+        audit.findings.push(Finding { key: replay.key.clone(), trusted, differs });
+        let verdict = judge(&audit.findings, how == Comparison::Bits);
+        if let Some((position, _)) = differs {
+            let (session, key) = (audit.of, audit.key.to_string());
+            let by = replay.key.to_string();
+            self.note(Note::Disagreed { key, by, session, position });
+        }
+        match verdict {
+            // It goes on with the rows to come.
+            Verdict::Right if self.audits.open[&id].follows && differs.is_none() => {
+                self.verified(id);
+            }
+            Verdict::Right => {
+                self.stop_replay(id);
+                self.verified(id);
+                if !self.audits.open.get(&id).is_some_and(|a| a.follows) {
+                    self.close_audit(id);
+                }
+            }
+            Verdict::More => {
+                self.stop_replay(id);
+                // At once: until this is settled, a liar lies on.
+                self.audits.open.get_mut(&id).expect("it was found").next_try = self.now;
+            }
+            Verdict::Unclear => {
+                let (of, follows) = (self.audits.open[&id].of, self.audits.open[&id].follows);
+                self.close_audit(id);
+                if follows {
+                    self.start_over(of);
+                }
+            }
+            Verdict::Wrong { position } => self.found_wrong(id, position, how),
+        }
+    }
+
+    /// An audit agreed: its rows are verified, which is good for the key's standing.
+    fn verified(&mut self, id: u64) {
+        let audit = self.audits.open.get_mut(&id).expect("it was found");
+        let (of, to, follows) = (audit.of, audit.end(), audit.follows);
+        let (key, span, from) = (audit.key.clone(), audit.span, audit.expected.start());
+        let number = audit.number;
+        audit.agreed = to;
+        audit.findings.clear();
+        audit.expected.forget_before(to);
+        let at = self.sessions.get_mut(&of).and_then(|s| {
+            let at = s.entry(number)?;
+            s.authored[at].verified = s.authored[at].verified.max(to);
+            Some(at)
+        });
+        match at {
+            Some(at) => {
+                // One that follows agrees as often as a sampled one would be drawn.
+                let e = &mut self.sessions.get_mut(&of).expect("it was found").authored[at];
+                let due = !follows || e.verified >= e.next_draw;
+                if follows && due {
+                    e.next_draw = next_draw(e.verified, e.next_draw);
+                }
+                if due {
+                    self.credit(of, at, &key, span, true);
+                }
+            }
+            // The session is over, or goes another way.
+            None => {
+                let model = self.audits.open[&id].model;
+                self.count_verified(&key, model, span, to - from, !follows);
+            }
+        }
+        self.give_withheld(of);
+    }
+
+    /// Counts what was verified of a stage since it was counted last.
+    fn credit(&mut self, of: SessionId, at: usize, key: &str, span: Span, agreed: bool) {
+        let session = self.sessions.get_mut(&of).expect("it was found");
+        let (model, entry) = (session.model, &mut session.authored[at]);
+        let rows = entry.verified.saturating_sub(entry.credited);
+        entry.credited = entry.credited.max(entry.verified);
+        if rows > 0 || agreed {
+            self.count_verified(key, model, span, rows, agreed);
+        }
+    }
+
+    /// A worker's rows are wrong from `position` on.
+    fn found_wrong(&mut self, id: u64, position: u32, how: Comparison) {
+        let audit = &self.audits.open[&id];
+        let (of, number, key) = (audit.of, audit.number, audit.key.clone());
+        let (worker, span) = (audit.worker, audit.span);
+        self.close_audit(id);
+        // What is right before it counts as verified: the session keeps it.
+        let session = self.sessions.get_mut(&of);
+        let same = session.is_some_and(|s| {
+            let at = s.entry(number);
+            if let Some(at) = at {
+                s.authored[at].verified = s.authored[at].verified.max(position);
+            }
+            at.is_some()
+        });
+        let out = self.count_disagreement(&key);
+        match how {
+            Comparison::Bits => self.ban(&key, "its answers differ from those of two replays"),
+            Comparison::Within(_) if out => {
+                self.ban(&key, "its answers were outside their class's band once too often");
+            }
+            // The session goes on with somebody else, if there is anyone.
+            Comparison::Within(_) if same => {
+                self.redo(of, &key);
+                self.leave_stage(of, worker, span);
+            }
+            Comparison::Within(_) => {}
+        }
+    }
+
+    /// Closes what is under way about a key that is out, and has everything that rests on
+    /// rows of it that nobody verified computed again.
+    pub(crate) fn forget_work(&mut self, key: &str) {
+        let open = self.audits.open.iter();
+        let moot: Vec<u64> = open.filter(|(_, a)| *a.key == *key).map(|(id, _)| *id).collect();
+        moot.into_iter().for_each(|id| self.close_audit(id));
+        let rests = |s: &&Session| s.authored.iter().any(|e| *e.key == *key && e.verified < e.to);
+        let resting: Vec<SessionId> = self.sessions.values().filter(rests).map(|s| s.id).collect();
+        for id in resting {
+            match self.sessions[&id].is_live() {
+                true => self.redo(id, key),
+                false => self.release(id),
+            }
+        }
+    }
+
+    /// Throws away what rests on rows of `key` that are not verified, behind a new fence.
+    fn redo(&mut self, id: SessionId, key: &str) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let row_bytes = self.models[session.model].spec.d_model as usize * 4;
+        let wrong = session.authored.iter().filter(|e| *e.key == *key && e.verified < e.to);
+        let wrong: Vec<(u32, u32)> = wrong.map(|e| (e.span.end, e.verified)).collect();
+        for (part, position) in wrong {
+            session.roll_back(part, position, row_bytes);
+        }
+        session.fence();
+        session.rewind();
+    }
+
+    /// Logits are there and wait for the rows behind them: each of those has an audit.
+    pub(crate) fn withhold(&mut self, id: SessionId, position: u32, logits: Bytes) {
+        let session = self.sessions.get_mut(&id).expect("it was found");
+        session.phase = Phase::Verifying;
+        session.withheld = Some((position, logits));
+        for at in 0..session.authored.len() {
+            let entry = &self.sessions[&id].authored[at];
+            let (number, verified) = (entry.number, entry.verified >= entry.to);
+            let same = |a: &Audit| a.follows && a.of == id && a.number == number;
+            if verified || self.audits.open.values().any(same) {
+                continue;
+            }
+            if !self.open_audit(id, at, true) {
+                self.start_over(id);
+                return;
+            }
+        }
+    }
+
+    /// Takes one stage of a session from its worker.
+    fn leave_stage(&mut self, id: SessionId, worker: WorkerId, span: Span) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        let its = |s: &&mut Stage| s.span == span && s.holder.is_some_and(|h| h.0 == worker);
+        let mut left = Vec::new();
+        for stage in session.stages.iter_mut().filter(its) {
+            left.push(stage.clone());
+            stage.holder = None;
+            (stage.done, stage.sent) = (0, 0);
+        }
+        session.fence();
+        let epoch = session.epoch;
+        self.forget_stages(id, epoch, left);
+    }
+
+    /// Logits that waited for the rows behind them go out, if those are verified.
+    fn give_withheld(&mut self, id: SessionId) {
+        let Some(session) = self.sessions.get_mut(&id) else { return };
+        if session.withheld.as_ref().is_some_and(|(position, _)| session.is_verified(position + 1))
+        {
+            let (position, logits) = session.withheld.take().expect("it was just there");
+            self.give_logits(id, position, logits);
+        }
+    }
+
+    fn stop_replay(&mut self, id: u64) {
+        let replay = self.audits.open.get_mut(&id).and_then(|a| a.replay.take());
+        if let Some(replay) = replay {
+            self.audits.replays.remove(&replay.session);
+            self.release(replay.session);
+        }
+    }
+
+    fn close_audit(&mut self, id: u64) {
+        self.stop_replay(id);
+        self.audits.open.remove(&id);
+    }
+}
+
+/// By how many steps a session that took part in one gives way to the others.
+pub(crate) fn lag(session: &Session, config: &Config) -> u64 {
+    // Logits wait for replays that follow.
+    if session.is_audit() && !config.audits.full { LOW_PRIORITY_STEPS } else { 0 }
+}
+
+/// The next number of rows, doubling, at which a stage that has `rows` is drawn for.
+fn next_draw(rows: u32, mut at: u32) -> u32 {
+    while at <= rows {
+        at = at.saturating_mul(2);
+    }
+    at
+}
