@@ -204,7 +204,7 @@ fn subgroups_may_be_of_4_8_or_16() {
 type Break = (&'static str, &'static str, &'static str, &'static str);
 
 /// Ways to break each kernel: some that any test would see, and some that only these would.
-const BREAKS: [Break; 33] = [
+const BREAKS: [Break; 37] = [
     ("matvec", "a wrong sign", "y[at] = value;", "y[at] = -value;"),
     ("matvec", "zeros", "y[at] = value;", "y[at] = 0.0;"),
     ("matvec", "no addition", "value += y[at];", "value = value;"),
@@ -215,6 +215,10 @@ const BREAKS: [Break; 33] = [
     ("matmul", "zeros", "y[at] = value;", "y[at] = 0.0;"),
     ("matmul", "no barrier", "workgroupBarrier();", ""),
     ("matmul", "a lane left out", "t0 += a0;", "if (lane != 3u) { t0 += a0; }"),
+    ("matmul_serial", "zeros", "y[at] = value;", "y[at] = 0.0;"),
+    ("matmul_serial", "no addition", "value += y[at];", "value = value;"),
+    ("matmul_serial", "a lane left out", "t = add(t, a);", "if (lane != 3u) { t = add(t, a); }"),
+    ("matmul_serial", "the wrong half", "tile, quad + 1u,", "tile, quad,"),
     ("matvec_subgroups", "zeros", "y[at] = value;", "y[at] = 0.0;"),
     ("matvec_subgroups", "no barrier", "workgroupBarrier();", ""),
     ("matvec_subgroups", "the wrong neighbour", "yw, v.xz, odd), 1u)", "yw, v.xz, odd), 2u)"),
@@ -259,9 +263,10 @@ fn a_broken_kernel_fails_its_self_test() {
                 assert!(text.contains(from), "{kernel} has no {from}");
                 text.replace(from, to)
             };
-            let variant = match kernel.ends_with("_subgroups") {
-                true => Variant::Subgroups,
-                false => Variant::Base,
+            let variant = match kernel {
+                _ if kernel.ends_with("_subgroups") => Variant::Subgroups,
+                "matmul_serial" => Variant::Serial,
+                _ => Variant::Base,
             };
             if let Some(reason) = variant.unsupported(&device) {
                 println!("SKIPPED: {name}: {kernel}, {what}: {reason}");

@@ -39,7 +39,7 @@ use shaders::Kernel;
 use op::{Dispatch, Groups, Way};
 use pipelines::{Choice, Pipelines};
 
-/// Steps of up to so many rows go through the matrix-vector kernels ([`Variant::Serial`]: all).
+/// Steps of up to so many rows go through the matrix-vector kernels.
 pub const MATVEC_ROWS_MAX: u32 = 16;
 
 /// The kernels of one device, in one variant, for one model's shapes.

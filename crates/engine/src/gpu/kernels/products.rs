@@ -1,7 +1,7 @@
 //! Products with the weights, alone and fused with what follows them.
 
 use model::manifest::RopePairs;
-use shaders::{Kernel, gate_up, matmul, matvec, qkv, rope_append, swiglu};
+use shaders::{Kernel, gate_up, matmul, matmul_serial, matvec, qkv, rope_append, swiglu};
 
 use super::op::{Dispatch, Groups, Op, Way};
 use super::types::{Epilogue, GpuMatrix, GpuVector, Rows, Scratch, Variant, row_stride};
@@ -49,14 +49,7 @@ impl Kernels {
                 few_rows(rows_max, dispatches)
             })
             .collect();
-        ways.push(any_shape(match self.variant {
-            Variant::Base | Variant::Subgroups => {
-                self.matmul(matrix, x, y, epilogue, rows, scratch)
-            }
-            Variant::Serial => {
-                self.matvec(matrix, x, y, epilogue, rows, matvec::COLUMNS_MAX, scratch)
-            }
-        }));
+        ways.push(any_shape(self.matmul(matrix, x, y, epilogue, rows, scratch)));
         Op { rows, ways }
     }
 
@@ -127,6 +120,17 @@ impl Kernels {
         rows: Rows,
         scratch: &Scratch,
     ) -> Vec<Dispatch> {
+        // Both texts have the same bindings and parameters. A workgroup's rows of the matrix, and
+        // of `x`:
+        let (kernel, group_rows, group_x_rows) = match self.variant {
+            Variant::Base | Variant::Subgroups => {
+                (&matmul::KERNEL, matmul::GROUP_ROWS, matmul::GROUP_ROWS)
+            }
+            Variant::Serial => {
+                let rows = matmul_serial::GROUP_TILES * matmul_serial::TILE_ROWS;
+                (&matmul_serial::KERNEL, rows, matmul_serial::GROUP_ROWS)
+            }
+        };
         let dispatches = matrix.pieces.iter().map(|piece| {
             let (words, base) = self.bind_piece(matrix, piece);
             let (bias, bias_at) = match epilogue {
@@ -147,7 +151,7 @@ impl Kernels {
                 bias_at,
             };
             self.dispatch(
-                &matmul::KERNEL,
+                kernel,
                 &[
                     (matmul::overrides::LAYOUT, layout_number(matrix.layout)),
                     (matmul::overrides::EPILOGUE, epilogue_number(epilogue)),
@@ -162,8 +166,8 @@ impl Kernels {
                     (matmul::bindings::Y, y.as_entire_binding()),
                 ],
                 [
-                    Groups::Fixed(piece.rows.div_ceil(matmul::GROUP_ROWS)),
-                    Groups::PerRows(rows, matmul::GROUP_ROWS),
+                    Groups::Fixed(piece.rows.div_ceil(group_rows)),
+                    Groups::PerRows(rows, group_x_rows),
                     Groups::Fixed(1),
                 ],
             )
@@ -242,18 +246,7 @@ impl Kernels {
                 },
             ));
         }
-        ways.push(any_shape(match (self.variant, is_fused) {
-            (Variant::Serial, true) => {
-                vec![self.fused_qkv([q, k, v], biases, kv, qkv::COLUMNS_MAX, scratch)]
-            }
-            (Variant::Serial, false) => {
-                let columns = Some(qkv::COLUMNS_MAX);
-                self.separate_qkv([q, k, v], biases, kv, columns, scratch)
-            }
-            (Variant::Base | Variant::Subgroups, _) => {
-                self.separate_qkv([q, k, v], biases, kv, None, scratch)
-            }
-        }));
+        ways.push(any_shape(self.separate_qkv([q, k, v], biases, kv, None, scratch)));
         Op { rows: Rows::All, ways }
     }
 
@@ -393,10 +386,7 @@ impl Kernels {
                 few_rows(rows_max, self.fused_gate_up(gate, up, columns, scratch))
             })
             .collect();
-        ways.push(any_shape(match self.variant {
-            Variant::Base | Variant::Subgroups => self.separate_gate_up(gate, up, scratch),
-            Variant::Serial => self.fused_gate_up(gate, up, matvec::COLUMNS_MAX, scratch),
-        }));
+        ways.push(any_shape(self.separate_gate_up(gate, up, scratch)));
         Op { rows: Rows::All, ways }
     }
 

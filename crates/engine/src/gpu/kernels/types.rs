@@ -107,8 +107,8 @@ pub enum Variant {
     /// bit. Not in a browser: wgpu's WebGPU backend has no name for that feature.
     Subgroups,
     /// `Base` for adapters that compute on the CPU: an invocation adds up rows by itself,
-    /// without workgroup memory or waiting, for any number of columns. The results are those
-    /// of `Base`, to the bit.
+    /// without workgroup memory or waiting, with few columns and with many. The results are
+    /// those of `Base`, to the bit.
     Serial,
 }
 
