@@ -1,43 +1,14 @@
 //! The engine on the real default model: the hashes that an independent implementation of
 //! NUMERICS.md gave, and llama.cpp's logits in f32.
 
-use std::ops::Range;
-use std::path::Path;
-use std::sync::Arc;
+mod real;
 
-use engine::{BlobBytes, Class, Input, Limits, Output, Segment, Shard};
-use model::{Gguf, Manifest, MemoryBlobs};
+use engine::{Class, Input, Output, Segment, Shard};
 use numerics::choice::argmax;
+use real::Model;
 use serde_json::Value;
 
 const CLASSES: [Class; 2] = [Class::Canonical1, Class::ExactF32];
-
-/// A converted model in memory.
-struct Model {
-    manifest: Manifest,
-    blobs: std::collections::BTreeMap<String, BlobBytes>,
-}
-
-impl Model {
-    fn open(path: &Path) -> Model {
-        let file = std::fs::read(path).expect("the model's file");
-        let gguf = Gguf::parse(&[&file]).expect("a GGUF file");
-        let mut sink = MemoryBlobs::default();
-        let manifest = model::convert(&gguf, "golden", &mut sink).expect("a supported model");
-        let share = |bytes: Vec<u8>| -> BlobBytes { Arc::new(bytes) };
-        let blobs = sink.by_hash.into_iter().map(|(hash, bytes)| (hash, share(bytes))).collect();
-        Model { manifest, blobs }
-    }
-
-    fn parts(&self) -> u32 {
-        self.manifest.parts.len() as u32
-    }
-
-    fn shard(&self, span: Range<u32>, class: Class, threads: u32) -> Shard {
-        let blobs = |hash: &str| self.blobs.get(hash).cloned();
-        Shard::load(&self.manifest, span, class, blobs, Limits::new(16, threads)).expect("it loads")
-    }
-}
 
 fn ids(value: &Value) -> Vec<u32> {
     let id = |v: &Value| v.as_u64().expect("a token id") as u32;

@@ -1,42 +1,10 @@
 //! The tokenizer and the chat template of real files against llama.cpp's.
 
-use std::path::Path;
+mod real;
 
-use model::gguf::Gguf;
+use real::tokenizer_data;
 use serde_json::Value;
 use text::{ChatTemplate, Generation, Message, Special, StopRules, Tokenizer, TokenizerData};
-
-fn tokenizer_data(path: &Path) -> TokenizerData {
-    let bytes = std::fs::read(path).unwrap_or_else(|error| panic!("{}: {error}", path.display()));
-    let gguf = Gguf::parse(&[&bytes]).unwrap();
-    let strings = |key: &str| -> Vec<String> {
-        gguf.get_str_array(key).map(|array| array.map(str::to_owned).collect()).unwrap_or_default()
-    };
-    TokenizerData {
-        model: gguf.get_str("tokenizer.ggml.model").unwrap().to_owned(),
-        pre: gguf.get_str("tokenizer.ggml.pre").map(str::to_owned),
-        tokens: strings("tokenizer.ggml.tokens"),
-        token_types: gguf
-            .get_i32_array("tokenizer.ggml.token_type")
-            .map(|array| array.collect())
-            .unwrap_or_default(),
-        scores: gguf
-            .get_f32_array("tokenizer.ggml.scores")
-            .map(|array| array.collect())
-            .unwrap_or_default(),
-        merges: strings("tokenizer.ggml.merges"),
-        bos: gguf.get_u32("tokenizer.ggml.bos_token_id"),
-        eos: gguf.get_u32("tokenizer.ggml.eos_token_id"),
-        eot: gguf.get_u32("tokenizer.ggml.eot_token_id"),
-        eom: gguf.get_u32("tokenizer.ggml.eom_token_id"),
-        unknown: gguf.get_u32("tokenizer.ggml.unknown_token_id"),
-        padding: gguf.get_u32("tokenizer.ggml.padding_token_id"),
-        add_bos: gguf.get_bool("tokenizer.ggml.add_bos_token"),
-        add_eos: gguf.get_bool("tokenizer.ggml.add_eos_token"),
-        add_space_prefix: gguf.get_bool("tokenizer.ggml.add_space_prefix"),
-        chat_template: gguf.get_str("tokenizer.chat_template").map(str::to_owned),
-    }
-}
 
 fn smollm2() -> TokenizerData {
     tokenizer_data(&tests::required_model())

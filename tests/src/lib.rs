@@ -21,6 +21,22 @@ pub fn required_model() -> PathBuf {
     })
 }
 
+/// The text whose perplexity is measured, the GNU GPL in version 3.
+///
+/// # Panics
+/// If it is not there: `cargo xtask test` fetches it.
+pub fn required_text() -> PathBuf {
+    const NAME: &str = "gpl-3.txt";
+    let folder = std::env::var_os(MODELS_ENV).map(PathBuf::from).unwrap_or_default();
+    let path = folder.join(NAME);
+    assert!(
+        path.is_file(),
+        "{NAME} is not in ${MODELS_ENV}: run the tests with `cargo xtask test`, or copy Debian's \
+         /usr/share/common-licenses/GPL-3 there"
+    );
+    path
+}
+
 /// A model that a test can do without; prints the skip when it is not there.
 pub fn optional_model(name: &str) -> Option<PathBuf> {
     let found = find(name);

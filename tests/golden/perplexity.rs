@@ -1,0 +1,93 @@
+//! What the 8-bit activations cost in quality: perplexity on a long text, beside llama.cpp's
+//! on the same file and text.
+//!
+//! As `llama-perplexity -c 512` has it: the text's ids are cut into chunks of 512, what is left
+//! over is dropped; each chunk is read by itself, and its second half counts: the mean of
+//! -ln p(next id), over all chunks, as a power of e.
+
+mod real;
+
+use engine::{Class, Input, Output, Segment, Shard};
+use real::Model;
+use serde_json::Value;
+use text::{Special, Tokenizer};
+
+/// Positions of a chunk, and how many of them are context only.
+const CHUNK: usize = 512;
+const CONTEXT: usize = CHUNK / 2;
+/// Chunks that `exact-f32`, which is ten times slower, is looked at.
+const EXACT_CHUNKS: usize = 1;
+/// How much worse than llama.cpp's default path canonical-1 may be.
+const WORSE_MAX: f64 = 0.005;
+/// How far from its f32 path `exact-f32` may be: sums in another order, four decimals printed.
+const EXACT_APART_MAX: f64 = 1e-4;
+
+/// The text's ids, as the model's file tokenizes them.
+fn tokens() -> Vec<u32> {
+    let text = std::fs::read_to_string(tests::required_text()).expect("the text");
+    let tokenizer = Tokenizer::new(&real::tokenizer_data(&tests::required_model())).expect("BPE");
+    // llama.cpp drops the newline at a file's end.
+    let text = text.strip_suffix('\n').unwrap_or(&text);
+    tokenizer.encode_prompt(text, Special::Parse).expect("a short text")
+}
+
+/// The perplexity after each of these chunks, over it and those before it.
+fn perplexities(shard: &mut Shard, chunks: &[&[u32]]) -> Vec<f64> {
+    let (mut sum, mut count) = (0.0, 0);
+    let mut found = Vec::new();
+    for chunk in chunks {
+        // The last id is only foretold.
+        let (rows, logits_rows) = (CHUNK - 1, CHUNK - 1 - CONTEXT);
+        let segment =
+            Segment { session: 1, position: 0, rows: rows as u32, logits_rows: logits_rows as u32 };
+        let output = shard.step(&[segment], Input::Tokens(&chunk[..rows])).expect("a sound step");
+        let Output::Logits(logits) = output else { panic!("the shard has the head") };
+        let vocabulary = logits.len() / logits_rows;
+        for (logits, next) in logits.chunks_exact(vocabulary).zip(&chunk[CONTEXT + 1..]) {
+            sum -= log_probability(logits, *next as usize);
+            count += 1;
+        }
+        found.push((sum / f64::from(count)).exp());
+    }
+    found
+}
+
+/// ln p(id).
+fn log_probability(logits: &[f32], id: usize) -> f64 {
+    let max = logits.iter().copied().fold(f32::NEG_INFINITY, f32::max);
+    let sum: f64 = logits.iter().map(|logit| f64::from(logit - max).exp()).sum();
+    f64::from(logits[id] - max) - sum.ln()
+}
+
+fn running(golden: &Value, path: &str) -> Vec<f64> {
+    let values = golden[path].as_array().expect("a value after each chunk");
+    values.iter().map(|value| value.as_f64().expect("a number")).collect()
+}
+
+#[test]
+fn perplexity_is_llama_cpps() {
+    let golden = tests::golden("perplexity_gpl3.json");
+    let ids = tokens();
+    let chunks: Vec<&[u32]> = ids.chunks_exact(CHUNK).collect();
+    let model = Model::open(&tests::required_model());
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let shard = |class| model.shard(0..model.parts(), class, threads);
+
+    let exact = perplexities(&mut shard(Class::ExactF32), &chunks[..EXACT_CHUNKS]);
+    let theirs = running(&golden, "f32");
+    assert_eq!(theirs.len(), chunks.len());
+    println!("exact-f32: {exact:.4?}, llama.cpp in f32 {:.4?}", &theirs[..EXACT_CHUNKS]);
+    for (ours, theirs) in exact.iter().zip(&theirs) {
+        assert!((ours / theirs - 1.0).abs() <= EXACT_APART_MAX, "{ours}, llama.cpp {theirs}");
+    }
+
+    let canonical = perplexities(&mut shard(Class::Canonical1), &chunks);
+    let default = running(&golden, "default");
+    println!("canonical-1 after each chunk: {canonical:.4?}");
+    let last = |values: &[f64]| values[values.len() - 1];
+    let (ours, theirs, in_f32) = (last(&canonical), last(&default), last(&running(&golden, "f32")));
+    println!("canonical-1: {ours:.4}, llama.cpp by default {theirs:.4}, in f32 {in_f32:.4}");
+    assert!(ours <= theirs * (1.0 + WORSE_MAX), "{ours}, llama.cpp {theirs}");
+    // Better than all of f32 by more than the rounding's noise would be a mistake of this test.
+    assert!(ours >= in_f32 * (1.0 - WORSE_MAX), "{ours}, llama.cpp in f32 {in_f32}");
+}
