@@ -35,9 +35,9 @@ Usage: cargo xtask COMMAND
   bench --tab [--rounds N]  the same of all layers in one tab of headless Chromium
   bench --webgpu          the GPU kernels in headless Chromium, beside onnxruntime-web, whose
                           npm package lies in the folder that WEFT_ONNXRUNTIME_WEB names
-  bench --peers [--rounds N] [--markdown FILE]
+  bench --peers [--model NAME|FILE] [--rounds N] [--markdown FILE]
                           the CPU engine beside llama.cpp, whose programs lie in the folder
-                          that WEFT_LLAMA_CPP names
+                          that WEFT_LLAMA_CPP names; served and split only the default model
 
 WEFT_TEST_MODELS names the folder of the test models (default: weft/test-models in the user's
 cache folder).

@@ -154,6 +154,21 @@ pub fn fetch_required() -> Result<()> {
     fetch_one(&MODELS[0], &folder)
 }
 
+/// Makes sure of one of the test models; its file.
+///
+/// # Errors
+/// If there is none of that name, or it cannot be had.
+pub fn fetch_named(name: &str) -> Result<PathBuf> {
+    let model = MODELS.iter().find(|model| model.name == name).with_context(|| {
+        let names = MODELS.each_ref().map(|model| model.name).join(", ");
+        format!("{name} is neither a file nor a test model, which are {names}")
+    })?;
+    let folder = folder()?;
+    fs::create_dir_all(&folder).with_context(|| format!("cannot make {}", folder.display()))?;
+    fetch_one(model, &folder)?;
+    Ok(folder.join(format!("{name}.gguf")))
+}
+
 /// Where the models are kept: `WEFT_TEST_MODELS`, or a folder among the user's caches.
 pub fn folder() -> Result<PathBuf> {
     if let Some(folder) = std::env::var_os(FOLDER_ENV) {

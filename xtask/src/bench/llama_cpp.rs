@@ -9,6 +9,7 @@ use anyhow::{Context, Result, bail, ensure};
 use serde_json::Value;
 
 use super::cluster::{peak_mib, spawn};
+use super::cost::{Cost, cost};
 use super::measure::agent;
 use crate::process::output;
 
@@ -22,6 +23,17 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 const SLOTS: usize = 8;
 /// Positions of all slots together.
 const CONTEXT: usize = 8 * 1024;
+
+/// What one run of a measuring program gave.
+#[derive(Clone, Copy, Debug)]
+pub struct Rates {
+    /// Tokens per second.
+    pub prefill: f64,
+    /// Tokens per second.
+    pub decode: f64,
+    /// The most memory that the program had.
+    pub peak_mib: f64,
+}
 
 /// The folder of its programs.
 pub struct LlamaCpp(PathBuf);
@@ -47,19 +59,31 @@ impl LlamaCpp {
         Ok(to)
     }
 
-    /// Tokens per second of a prompt's prefill and of decoding, as its own benchmark says.
-    pub fn rates(&self, model: &Path, threads: u32, prompt: u32, decode: u32) -> Result<[f64; 2]> {
-        let mut command = Command::new(self.0.join("llama-bench"));
-        command.arg("-m").arg(model).args(["-o", "json", "-r", "1"]);
-        command.args(["-t", &threads.to_string()]);
-        command.args(["-p", &prompt.to_string(), "-n", &decode.to_string()]);
-        let said: Value = serde_json::from_slice(&output(&mut command)?)?;
+    /// What prefill and decode give, as its own benchmark says.
+    pub fn rates(&self, model: &Path, threads: u32, prompt: u32, decode: u32) -> Result<Rates> {
+        let mut command = self.bench(model, threads, prompt, decode);
+        let Cost { output, peak_mib, .. } = cost(&mut command)?;
+        let said: Value = serde_json::from_slice(&output)?;
         let rate = |key: &str, tokens: u32| {
             let tests = said.as_array().into_iter().flatten();
             let mut tests = tests.filter(|test| test[key] == tokens);
             tests.find_map(|test| test["avg_ts"].as_f64()).context("llama-bench gave no rate")
         };
-        Ok([rate("n_prompt", prompt)?, rate("n_gen", decode)?])
+        let (prefill, decode) = (rate("n_prompt", prompt)?, rate("n_gen", decode)?);
+        Ok(Rates { prefill, decode, peak_mib })
+    }
+
+    /// Seconds from its start to its end, a prompt's prefill and nothing else between.
+    pub fn start_s(&self, model: &Path, threads: u32, prompt: u32) -> Result<f64> {
+        Ok(cost(self.bench(model, threads, prompt, 0).arg("--no-warmup"))?.seconds)
+    }
+
+    fn bench(&self, model: &Path, threads: u32, prompt: u32, decode: u32) -> Command {
+        let mut command = Command::new(self.0.join("llama-bench"));
+        command.arg("-m").arg(model).args(["-o", "json", "-r", "1"]);
+        command.args(["-t", &threads.to_string()]);
+        command.args(["-p", &prompt.to_string(), "-n", &decode.to_string()]);
+        command
     }
 
     /// Starts its server; over `rpc` more servers of one thread each, if there are any.

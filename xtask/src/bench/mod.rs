@@ -2,6 +2,7 @@
 //! measured over HTTP with the real programs, in interleaved rounds, beside the floor.
 
 mod cluster;
+mod cost;
 mod floor;
 mod llama_cpp;
 mod measure;

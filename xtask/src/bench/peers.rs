@@ -13,10 +13,11 @@ use serde_json::Value;
 
 use super::Setup;
 use super::cluster::Cluster;
-use super::llama_cpp::LlamaCpp;
+use super::cost::{Cost, cost};
+use super::llama_cpp::{LlamaCpp, Rates};
 use super::measure::{NATIVE, Round, measure};
 use super::table::median;
-use crate::process::{cargo, output};
+use crate::process::{bench_program, cargo, output};
 use crate::{models, tidy};
 
 /// Rounds if nothing else is said; medians are shown.
@@ -24,6 +25,8 @@ const ROUNDS: usize = 5;
 /// Tokens of the prompt whose prefill is measured, and tokens decoded.
 const PROMPT: u32 = 512;
 const DECODED: u32 = 128;
+/// Tokens of the prompt whose first token a program is started for.
+const FIRST_PROMPT: u32 = 16;
 /// Over HTTP: all cores in one process, one thread in one process, and that split over two.
 const SERVED: [Setup; 3] = [
     Setup { name: "served", layers: &[], threads: None },
@@ -38,19 +41,16 @@ struct Row {
     engines: [Vec<f64>; 3],
 }
 
+struct Flags {
+    rounds: usize,
+    markdown: Option<PathBuf>,
+    /// A test model's name, or a file; the default model if nothing is said.
+    model: Option<String>,
+}
+
 /// Measures and prints; `false` where there is nothing to compare with.
 pub fn run(rest: &[String]) -> Result<bool> {
-    let (mut rounds, mut markdown) = (ROUNDS, None);
-    let mut flags = rest.iter();
-    while let Some(flag) = flags.next() {
-        let mut value = || flags.next().with_context(|| format!("{flag} needs a value"));
-        match flag.as_str() {
-            "--rounds" => rounds = value()?.parse().context("--rounds")?,
-            "--markdown" => markdown = Some(PathBuf::from(value()?)),
-            other => bail!("no flag is called {other}"),
-        }
-    }
-    ensure!(rounds > 0, "--rounds: at least 1");
+    let flags = parse(rest)?;
     let llama = match LlamaCpp::find() {
         Ok(llama) => llama,
         Err(reason) => {
@@ -58,21 +58,45 @@ pub fn run(rest: &[String]) -> Result<bool> {
             return Ok(false);
         }
     };
-    models::fetch_required()?;
-    let model = models::default_model()?;
+    let model = match &flags.model {
+        Some(file) if Path::new(file).is_file() => std::path::absolute(file)?,
+        Some(name) => models::fetch_named(name)?,
+        None => models::fetch_named(models::MODELS[0].name)?,
+    };
+    let is_default = model == models::default_model()?;
     let folder = tidy::target_folder()?.join("peers");
     std::fs::create_dir_all(&folder)?;
-    let q4_0 = llama.quantise(&model, &folder)?;
-    let bench = Bench { llama, speed: speed()?, model, q4_0, folder, rounds };
+    let q4_0 = if is_default { Some(llama.quantise(&model, &folder)?) } else { None };
+    let speed = bench_program("engine", "speed", &[])?;
+    let rounds = flags.rounds;
+    let bench = Bench { llama, speed, model, q4_0, folder, rounds };
     let mut rows = bench.in_process()?;
-    rows.extend(bench.with_busy_cores()?);
-    rows.extend(bench.served()?);
-    let table = table(&rows, rounds);
+    if is_default {
+        rows.extend(bench.with_busy_cores()?);
+        rows.extend(bench.served()?);
+    }
+    let table = table(&rows, &bench);
     println!("{table}");
-    if let Some(path) = markdown {
+    if let Some(path) = flags.markdown {
         std::fs::write(&path, table).with_context(|| format!("cannot write {}", path.display()))?;
     }
     Ok(true)
+}
+
+fn parse(rest: &[String]) -> Result<Flags> {
+    let mut parsed = Flags { rounds: ROUNDS, markdown: None, model: None };
+    let mut flags = rest.iter();
+    while let Some(flag) = flags.next() {
+        let mut value = || flags.next().with_context(|| format!("{flag} needs a value"));
+        match flag.as_str() {
+            "--rounds" => parsed.rounds = value()?.parse().context("--rounds")?,
+            "--markdown" => parsed.markdown = Some(PathBuf::from(value()?)),
+            "--model" => parsed.model = Some(value()?.clone()),
+            other => bail!("no flag is called {other}"),
+        }
+    }
+    ensure!(parsed.rounds > 0, "--rounds: at least 1");
+    Ok(parsed)
 }
 
 struct Bench {
@@ -80,36 +104,41 @@ struct Bench {
     /// Our measuring program.
     speed: PathBuf,
     model: PathBuf,
-    q4_0: PathBuf,
+    /// The same weights for llama.cpp's fastest kernels; only of the default model, whose file
+    /// is in a type that it is slow at.
+    q4_0: Option<PathBuf>,
     folder: PathBuf,
     rounds: usize,
 }
 
 impl Bench {
-    /// Prefill and decode without a server, on one thread and on two.
+    /// Prefill, decode, start and memory without a server, on one thread and on two.
     fn in_process(&self) -> Result<Vec<Row>> {
+        self.store()?;
         let names = [1, 2].map(|threads| {
             let plural = if threads == 1 { "" } else { "s" };
-            ["prefill", "decode"].map(|what| format!("{what}, {threads} thread{plural}"))
+            ["prefill", "decode", "peak memory, MiB", "start to first token, ms"]
+                .map(|what| format!("{what}, {threads} thread{plural}"))
         });
-        let mut rows = names.concat().into_iter().map(Row::named).collect::<Vec<_>>();
+        let mut rows = names.map(|names| names.map(Row::named));
         for round in 0..self.rounds {
-            for threads in [1, 2] {
-                let at = 2 * (threads as usize - 1);
-                let found = [
-                    ours(&self.speed, &self.model, threads)?,
-                    self.llama.rates(&self.model, threads, PROMPT, DECODED)?,
-                    self.llama.rates(&self.q4_0, threads, PROMPT, DECODED)?,
-                ];
+            for (threads, rows) in (1..).zip(&mut rows) {
+                let mut files = vec![&self.model];
+                files.extend(&self.q4_0);
+                let mut found = vec![(self.ours(threads)?, self.our_start_s(threads)?)];
+                for file in files {
+                    let rates = self.llama.rates(file, threads, PROMPT, DECODED)?;
+                    found.push((rates, self.llama.start_s(file, threads, FIRST_PROMPT)?));
+                }
                 eprintln!("round {round}, {threads} thread(s): {found:.0?}");
-                for (engine, rates) in found.iter().enumerate() {
-                    for (what, rate) in rates.iter().enumerate() {
-                        rows[at + what].engines[engine].push(*rate);
-                    }
+                for (engine, (rates, start_s)) in found.into_iter().enumerate() {
+                    let Rates { prefill, decode, peak_mib } = rates;
+                    let values = [prefill, decode, peak_mib, start_s * 1e3];
+                    rows.iter_mut().zip(values).for_each(|(r, v)| r.engines[engine].push(v));
                 }
             }
         }
-        Ok(rows)
+        Ok(rows.into_iter().flatten().collect())
     }
 
     /// Decode while all cores but one compute something else: one thread, and two.
@@ -119,14 +148,49 @@ impl Bench {
         for round in 0..self.rounds {
             let _busy = Busy::start();
             for (threads, row) in (1..).zip(&mut rows) {
-                let [_, our] = ours(&self.speed, &self.model, threads)?;
-                let [_, theirs] = self.llama.rates(&self.model, threads, 16, DECODED)?;
+                let our = self.ours(threads)?.decode;
+                let theirs = self.llama.rates(&self.model, threads, 16, DECODED)?.decode;
                 eprintln!("round {round}, busy, {threads} thread(s): {our:.0} {theirs:.0}");
                 row.engines[0].push(our);
                 row.engines[1].push(theirs);
             }
         }
         Ok(rows.into())
+    }
+
+    /// Brings the weights into our layouts, which a worker has on its disk when it starts.
+    fn store(&self) -> Result<()> {
+        let folder = self.blobs();
+        if folder.exists() {
+            std::fs::remove_dir_all(&folder)?;
+        }
+        let mut command = self.speed(1, 0, 0);
+        output(command.arg("--model").arg(&self.model)).map(|_| ())
+    }
+
+    fn blobs(&self) -> PathBuf {
+        let name = self.model.file_stem().unwrap_or_default();
+        self.folder.join(name).with_added_extension("blobs")
+    }
+
+    fn speed(&self, threads: u32, prompt: u32, decode: u32) -> Command {
+        let mut command = Command::new(&self.speed);
+        command.arg("--blobs").arg(self.blobs());
+        command.args(["--threads", &threads.to_string(), "--prompt", &prompt.to_string()]);
+        command.args(["--decode", &decode.to_string()]);
+        command
+    }
+
+    /// Our prefill and decode rates.
+    fn ours(&self, threads: u32) -> Result<Rates> {
+        let Cost { output, peak_mib, .. } = cost(&mut self.speed(threads, PROMPT, DECODED))?;
+        let said: Value = serde_json::from_slice(&output)?;
+        let rate = |name: &str| said[name].as_f64().with_context(|| format!("no {name}"));
+        Ok(Rates { prefill: rate("prefill")?, decode: rate("decode")?, peak_mib })
+    }
+
+    fn our_start_s(&self, threads: u32) -> Result<f64> {
+        Ok(cost(self.speed(threads, FIRST_PROMPT, 0).arg("--no-warmup"))?.seconds)
     }
 
     /// Over HTTP, several sessions at once, and split over two processes.
@@ -173,28 +237,6 @@ impl Row {
     }
 }
 
-/// Builds the measuring program; its path.
-fn speed() -> Result<PathBuf> {
-    let mut command = cargo(&["bench", "--package", "engine", "--bench", "speed", "--no-run"]);
-    let said = output(command.arg("--message-format=json"))?;
-    let messages = String::from_utf8_lossy(&said).into_owned();
-    let messages = messages.lines().filter_map(|line| serde_json::from_str::<Value>(line).ok());
-    let program = messages
-        .filter(|message| message["target"]["name"] == "speed")
-        .find_map(|message| message["executable"].as_str().map(PathBuf::from));
-    program.context("cargo built no program called speed")
-}
-
-/// Our prefill and decode rates.
-fn ours(speed: &Path, model: &Path, threads: u32) -> Result<[f64; 2]> {
-    let mut command = Command::new(speed);
-    command.arg("--model").arg(model).args(["--threads", &threads.to_string()]);
-    command.args(["--prompt", &PROMPT.to_string(), "--decode", &DECODED.to_string()]);
-    let said: Value = serde_json::from_slice(&output(&mut command)?)?;
-    let rate = |name: &str| said[name].as_f64().with_context(|| format!("no {name}"));
-    Ok([rate("prefill")?, rate("decode")?])
-}
-
 /// Threads that compute without end, one for each core but one; they end with this.
 struct Busy {
     stop: &'static AtomicBool,
@@ -222,9 +264,10 @@ impl Drop for Busy {
     }
 }
 
-fn table(rows: &[Row], rounds: usize) -> String {
+fn table(rows: &[Row], Bench { model, rounds, .. }: &Bench) -> String {
+    let model = model.file_name().unwrap_or_default().to_string_lossy();
     let mut out =
-        String::from("| tokens/s | Weft | llama.cpp, same file | ratio | Q4_0 | ratio |\n");
+        format!("| tokens/s, {model} | Weft | llama.cpp, same file | ratio | Q4_0 | ratio |\n");
     out.push_str("|---|---:|---:|---:|---:|---:|\n");
     for row in rows {
         let medians =
@@ -243,7 +286,9 @@ fn table(rows: &[Row], rounds: usize) -> String {
     write!(
         out,
         "\nMedians of {rounds} interleaved rounds. Prefill of {PROMPT} tokens, {DECODED} decoded; \
-         over HTTP {} after a prompt of {}, all sessions together. Of times and memory a ratio \
+         a start is a whole program's time, from its call until it has ended with the logits \
+         after a prompt of {FIRST_PROMPT}, ours with the check of all weights' hashes; over \
+         HTTP {} tokens after a prompt of {}, all sessions together. Of times and memory a ratio \
          below 1 is the better one.\n",
         NATIVE.decoded, NATIVE.short_prompt
     )
