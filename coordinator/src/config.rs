@@ -95,6 +95,15 @@ pub struct Settings {
     /// MiB; beyond it a replay starts from the tokens [default: 256]
     #[arg(long, env = "WEFT_LOG_MIB", value_name = "MIB")]
     pub log_mib: Option<u64>,
+    /// Share of the work of workers without a good standing that is replayed on trusted
+    /// workers, percent; that of proven workers falls from there. 0: none [default: 100]
+    #[arg(long, env = "WEFT_AUDIT_PERCENT", value_name = "PERCENT")]
+    pub audit_percent: Option<u8>,
+    /// Give out a token only once trusted workers have replayed every row behind it that
+    /// others computed. Needs a trusted worker with memory for the layers [default: false]
+    #[arg(long, env = "WEFT_VERIFY_ALL", value_name = "BOOL", num_args = 0..=1,
+          default_missing_value = "true")]
+    pub verify_all: Option<bool>,
     /// Speak TLS (https and wss) with this certificate: a PEM file, the server's own first.
     /// Browsers on other machines give their GPU over https only. Needs --tls-key
     #[arg(long, env = "WEFT_TLS_CERT", value_name = "FILE")]
@@ -213,6 +222,8 @@ impl Settings {
             queue_max: self.queue_max.or(base.queue_max),
             cached_sessions_max: self.cached_sessions_max.or(base.cached_sessions_max),
             log_mib: self.log_mib.or(base.log_mib),
+            audit_percent: self.audit_percent.or(base.audit_percent),
+            verify_all: self.verify_all.or(base.verify_all),
             tls_cert: self.tls_cert.or(base.tls_cert),
             tls_key: self.tls_key.or(base.tls_key),
             grace_s: self.grace_s.or(base.grace_s),
@@ -246,6 +257,10 @@ impl Settings {
         if !(1..=100).contains(&intensity_percent) {
             return Err(value("intensity", "1 to 100 percent are possible"));
         }
+        let audit_percent = self.audit_percent.unwrap_or(100);
+        if audit_percent > 100 {
+            return Err(value("audit-percent", "0 to 100 percent are possible"));
+        }
         let tls = match (self.tls_cert, self.tls_key) {
             (Some(certificate), Some(key)) => Some(TlsFiles { certificate, key }),
             (None, None) => None,
@@ -258,6 +273,8 @@ impl Settings {
         scheduler.cached_sessions_max =
             self.cached_sessions_max.unwrap_or(scheduler.cached_sessions_max);
         scheduler.log_bytes_max = self.log_mib.map_or(scheduler.log_bytes_max, mib_to_bytes);
+        scheduler.audits.newcomers = f64::from(audit_percent) / 100.0;
+        scheduler.audits.full = self.verify_all.unwrap_or(false);
         Ok(Config {
             models,
             listen: self.listen.unwrap_or_else(|| LISTEN_DEFAULT.to_owned()),
@@ -372,7 +389,8 @@ mod tests {
     fn flags_count_before_the_file_and_the_file_before_the_defaults() {
         let file: Settings = serde_yaml_ng::from_str(
             "model: [a.gguf, b.gguf]\nlisten: 0.0.0.0:1\nexact: true\nembedded: ends\n\
-             no_trust_loopback: true\nsessions_max: 3\nlog_mib: 2\n",
+             no_trust_loopback: true\nsessions_max: 3\nlog_mib: 2\naudit_percent: 25\n\
+             verify_all: true\n",
         )
         .unwrap();
         let config = flags("--listen 127.0.0.1:2 --exact=false --embedded off")
@@ -386,6 +404,8 @@ mod tests {
         assert!(!config.trust_loopback);
         assert_eq!(config.scheduler.sessions_max, 3);
         assert_eq!(config.scheduler.log_bytes_max, 2 << 20);
+        assert_eq!(config.scheduler.audits.newcomers, 0.25);
+        assert!(config.scheduler.audits.full);
         let config = flags("--model c --exact").over(file).resolve().unwrap();
         assert_eq!(config.models, ["c"]);
         assert_eq!(config.classes, [EXACT_F32]);

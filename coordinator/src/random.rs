@@ -19,3 +19,13 @@ pub(crate) fn bits() -> u32 {
     getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
     u32::from_le_bytes(bytes)
 }
+
+/// 64 random bits.
+///
+/// # Panics
+/// If the operating system has none to give.
+pub(crate) fn word() -> u64 {
+    let mut bytes = [0; 8];
+    getrandom::fill(&mut bytes).expect("the operating system gives random bytes");
+    u64::from_le_bytes(bytes)
+}

@@ -15,6 +15,7 @@ use worker::Down;
 
 use super::handle::{Answer, Handle, INPUTS_MAX, Input, RequestEvent};
 use super::notes::Notes;
+use crate::random;
 
 /// Answers handled at most before the other inputs have their turn.
 const ANSWERS_AT_ONCE_MAX: usize = 64;
@@ -23,7 +24,9 @@ const IDLE: Duration = Duration::from_secs(3600);
 
 /// Starts the driver with these models. It runs until every [`Handle`] is dropped; should it
 /// panic, the join handle says so and all channels close.
-pub fn start(config: Config, models: Vec<ModelSpec>) -> (Handle, JoinHandle<()>) {
+pub fn start(mut config: Config, models: Vec<ModelSpec>) -> (Handle, JoinHandle<()>) {
+    // Nobody can foresee what is audited, not even from one start to the next.
+    config.audits.secret = [random::word(), random::word()];
     let (inputs, input_queue) = mpsc::channel(INPUTS_MAX);
     let (answers, answer_queue) = mpsc::unbounded_channel();
     let notes = Notes::default();

@@ -342,9 +342,11 @@ impl Scheduler {
             let (session, positions) = (replay.session, audit.input.end());
             let stages = self.sessions.get(&session).map(|s| s.stages.clone()).unwrap_or_default();
             let runs = stages.iter().any(|stage| stage.holder.is_some());
-            // Only one that follows grows.
+            // Only one that follows grows; and it keeps no pages while its session waits for some.
+            let rests = audit.follows && audit.agreed == audit.end();
+            let waits = rests && self.sessions.get(&audit.of).is_some_and(Session::is_broken);
             let grows = audit.follows;
-            if runs && (!grows || self.reserve(session, &stages, positions).is_ok()) {
+            if runs && !waits && (!grows || self.reserve(session, &stages, positions).is_ok()) {
                 return;
             }
             // Whoever replayed is gone, or has no room for more.
@@ -361,15 +363,18 @@ impl Scheduler {
         let audit = &self.audits.open[&id];
         let Some((holder, how)) = self.find_replayer(audit) else { return };
         let (session, positions) = (SessionId(self.next_session), audit.input.end());
+        let (of, follows) = (audit.of, audit.follows);
         let mut replay = audit.replay_session(session, holder);
-        let room = match audit.follows {
-            true => self.make_room(&replay, positions),
+        self.audits.replays.insert(session, id);
+        let room = match follows {
+            true => self.make_room(of, &replay, positions),
             false => {
                 replay.served = self.next_step + lag(&replay, &self.config);
                 self.reserve(session, &replay.stages, positions).is_ok()
             }
         };
         if !room {
+            self.audits.replays.remove(&session);
             return;
         }
         self.next_session += 1;
@@ -378,23 +383,50 @@ impl Scheduler {
         let audit = self.audits.open.get_mut(&id).expect("it was found");
         let compared = audit.expected.start();
         audit.replay = Some(Replay { session, key, trusted, how, compared, differs: None });
-        self.audits.replays.insert(session, id);
         self.sessions.insert(session, replay);
     }
 
-    /// Pages for a replay that logits wait for: cached sessions give theirs up, then the
-    /// youngest in flight.
-    fn make_room(&mut self, replay: &Session, positions: u32) -> bool {
+    /// Pages for a replay that logits wait for: cached sessions give theirs up, then younger
+    /// replays, then the youngest in flight. The oldest session always gets on.
+    fn make_room(&mut self, of: SessionId, replay: &Session, positions: u32) -> bool {
         if self.reserve_or_evict(replay, positions) {
             return true;
         }
         let holder = replay.stages[0].holder;
-        let there =
-            |s: &&Session| s.is_live() && s.stages.iter().any(|t| t.layers && t.holder == holder);
-        if let Some(youngest) = self.sessions.values().filter(there).map(|s| s.id).max() {
-            self.preempt(youngest);
-        }
+        let there = |s: &&Session| {
+            s.is_live() && s.id > of && s.stages.iter().any(|t| t.layers && t.holder == holder)
+        };
+        let Some(youngest) = self.sessions.values().filter(there).map(|s| s.id).max() else {
+            return false;
+        };
+        self.preempt(youngest);
         self.reserve_or_evict(replay, positions)
+    }
+
+    /// Stops a replay on one of `shards`, so that `session` finds room there: a sampled one,
+    /// or the one that the youngest session waits for. Nothing older than what `session` is or
+    /// replays for gives way to it, but for what has nothing to do.
+    pub(crate) fn evict_replay(&mut self, session: SessionId, shards: &[AssignmentId]) -> bool {
+        let me = self.audits.replays.get(&session).copied();
+        let age = me.map_or(session, |id| self.audits.open[&id].of);
+        let there = |replay: &Replay| {
+            let replay = self.sessions.get(&replay.session);
+            replay.is_some_and(|s| s.layered_shards().any(|shard| shards.contains(&shard)))
+        };
+        let gives_way = |id: u64, a: &Audit| {
+            !a.follows || a.of > age || a.of == age && Some(id) != me && a.agreed == a.end()
+        };
+        let open = self.audits.open.iter();
+        let found = open
+            .filter(|(id, a)| a.replay.as_ref().is_some_and(there) && gives_way(**id, a))
+            .max_by_key(|(id, a)| (!a.follows, a.of, **id))
+            .map(|(id, _)| *id);
+        if let Some(id) = found {
+            self.stop_replay(id);
+            let next_try = self.now.plus(RETRY);
+            self.audits.open.get_mut(&id).expect("it was found").next_try = next_try;
+        }
+        found.is_some()
     }
 
     /// Who replays: a trusted worker with comparable numerics, one that has not yet if there

@@ -455,7 +455,7 @@ impl Scheduler {
                     let uses = |s: &Session| {
                         s.stages.iter().any(|t| t.holder.is_some_and(|h| lacking.contains(&h.1)))
                     };
-                    if !self.evict(uses) {
+                    if !self.evict(uses) && !self.evict_replay(session.id, &lacking) {
                         return false;
                     }
                 }

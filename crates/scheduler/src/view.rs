@@ -151,6 +151,7 @@ impl Scheduler {
             && session.stages.iter().any(|s| s.layers && s.done + 1 < session.wanted());
         let state = match session.phase {
             _ if waiting_for.is_some() => "waiting",
+            Phase::Verifying => "verifying",
             _ if replays => "replay",
             Phase::Following => "prefill",
             _ if session.positions() == session.prompt_len && session.phase == Phase::Computing => {

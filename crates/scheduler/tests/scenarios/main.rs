@@ -1,5 +1,6 @@
 //! One behaviour a test, event by event. What happens under faults is the simulation's.
 
+mod audits;
 mod bench;
 mod tabs;
 

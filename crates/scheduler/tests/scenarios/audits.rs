@@ -1,0 +1,200 @@
+//! Liars, and what audits make of them and of the others.
+
+use protocol::{Frame, WorkerId, WorkerKind};
+use scheduler::audit::Settings;
+use scheduler::{Config, Holds, Note, Standing, WorkerSpec};
+
+use crate::bench::{Bench, LAYERS, MIB, worker};
+
+/// The volunteer.
+const STRANGER: WorkerId = WorkerId(3);
+const PROMPT: u32 = 40;
+
+fn key(id: u64) -> String {
+    format!("{id:0>64}")
+}
+
+fn full() -> Config {
+    Config { audits: Settings { full: true, ..Settings::default() }, ..Config::default() }
+}
+
+/// The ends on one trusted worker, all layers on a fast stranger, and on a trusted worker
+/// that is too slow to be on a route.
+fn watched(config: Config, stranger: WorkerSpec) -> Bench {
+    let mut bench = Bench::new(config);
+    bench.join(1, 2 * MIB, true, Holds::Ends);
+    bench.join_spec(stranger);
+    let slow = WorkerSpec { bytes_per_s: [1e5; 2], ..worker(2, 100 * MIB, true, Holds::Anything) };
+    bench.join_spec(slow);
+    bench
+}
+
+fn stranger() -> WorkerSpec {
+    worker(STRANGER.0, 100 * MIB, false, Holds::Anything)
+}
+
+fn lie(frame: &mut Frame) {
+    let mut bytes = frame.payload.to_vec();
+    let at = bytes.len() / 2;
+    bytes[at] ^= 1;
+    frame.payload = bytes.into();
+}
+
+fn lie_grossly(frame: &mut Frame) {
+    let mut bytes = frame.payload.to_vec();
+    bytes[..4].copy_from_slice(&1f32.to_le_bytes());
+    frame.payload = bytes.into();
+}
+
+/// Answers everything, `liars` with what `spoil` makes of it.
+fn answer_all(bench: &mut Bench, liars: &[WorkerId], spoil: fn(&mut Frame)) {
+    while !bench.steps.is_empty() {
+        let (worker, step) = bench.steps.remove(0);
+        bench.answer_step(worker, &step, |frame| {
+            if liars.contains(&worker) {
+                spoil(frame);
+            }
+        });
+    }
+}
+
+fn prompt() -> Vec<u32> {
+    (0..PROMPT).map(|t| t % 8).collect()
+}
+
+#[test]
+fn work_that_agrees_earns_standing_and_credit() {
+    let mut bench = watched(Config::default(), stranger());
+    bench.submit(1, prompt(), 1);
+    bench.answer_all();
+    assert_eq!(bench.samples.len(), 1);
+    let expected = Standing {
+        agreements: 1,
+        rows_verified: u64::from(PROMPT * LAYERS),
+        ..Standing::default()
+    };
+    assert_eq!(bench.standings[&key(3)], expected);
+    assert_eq!(bench.verified, [(key(3), LAYERS, PROMPT)]);
+    let view = bench.scheduler.view();
+    let seen = view.workers.iter().find(|w| w.id == STRANGER).unwrap();
+    assert_eq!(seen.standing, expected);
+    assert!(bench.notes.iter().all(|n| !matches!(n, Note::Disagreed { .. })));
+}
+
+#[test]
+fn whoever_answers_otherwise_than_two_replays_is_out_for_good() {
+    let mut bench = watched(Config::default(), stranger());
+    bench.submit(1, prompt(), 1);
+    answer_all(&mut bench, &[STRANGER], lie);
+    assert_eq!(bench.dismissed.len(), 1);
+    assert_eq!((bench.dismissed[0].0, bench.dismissed[0].2), (STRANGER, false));
+    let standing = bench.standings[&key(3)];
+    assert!(standing.banned && standing.agreements == 0);
+    assert_eq!(standing.rows_verified, 0, "what is not verified earns nothing");
+    let disagreed =
+        |n: &&Note| matches!(n, Note::Disagreed { position, .. } if *position == PROMPT / 2);
+    assert_eq!(bench.notes.iter().filter(disagreed).count(), 2);
+    // The session goes on with what is right.
+    let route = &bench.scheduler.view().sessions[0].route;
+    assert!(route.iter().all(|(id, ..)| *id != STRANGER), "{route:?}");
+    // The key is known, whatever its connection is called.
+    bench.join_as(7, &key(3), 100 * MIB, false, Holds::Anything);
+    assert_eq!((bench.dismissed[1].0, bench.dismissed[1].2), (WorkerId(7), false));
+    assert!(bench.scheduler.view().workers.iter().all(|w| w.id != WorkerId(7)));
+}
+
+#[test]
+fn a_key_that_was_banned_before_is_refused_when_it_joins() {
+    let standing = Standing { banned: true, ..Standing::default() };
+    let bench = watched(Config::default(), WorkerSpec { standing, ..stranger() });
+    assert_eq!((bench.dismissed[0].0, bench.dismissed[0].2), (STRANGER, false));
+    assert_eq!(bench.scheduler.view().workers.len(), 2);
+}
+
+#[test]
+fn a_proven_key_is_audited_seldom() {
+    let standing = Standing { agreements: 1000, ..Standing::default() };
+    let mut bench = watched(Config::default(), WorkerSpec { standing, ..stranger() });
+    for request in 0..20 {
+        bench.submit(request, prompt(), 1);
+        bench.answer_all();
+    }
+    assert!(bench.verified.len() <= 1, "{:?}", bench.verified);
+}
+
+#[test]
+fn with_full_verification_logits_wait_for_the_replay() {
+    let mut bench = watched(full(), stranger());
+    bench.submit(1, prompt(), 1);
+    // Embedding, layers, head; the replay's step is on its way to the slow worker.
+    let replay = WorkerId(2);
+    while let Some(at) = bench.steps.iter().position(|(worker, _)| *worker != replay) {
+        let (worker, step) = bench.steps.remove(at);
+        bench.answer_step(worker, &step, |_| {});
+    }
+    assert_eq!(bench.samples, []);
+    assert_eq!(bench.scheduler.view().sessions[0].state, "verifying");
+    bench.answer_all();
+    assert_eq!(bench.samples, [(bench.session(1), PROMPT - 1)]);
+}
+
+#[test]
+fn with_full_verification_a_lie_reaches_nobody() {
+    let mut bench = watched(full(), stranger());
+    bench.submit(1, prompt(), 1);
+    while bench.samples.is_empty() {
+        let (worker, step) = bench.steps.remove(0);
+        bench.answer_step(worker, &step, |frame| {
+            if worker == STRANGER {
+                lie(frame);
+            }
+        });
+    }
+    assert!(bench.standings[&key(3)].banned, "its rows were given out first");
+}
+
+#[test]
+fn a_gpu_is_out_after_three_answers_outside_its_band() {
+    let gpu = WorkerSpec {
+        kind: WorkerKind::Browser,
+        classes: vec!["wgsl-f32".into()],
+        bytes_per_s: [1e10; 2],
+        ..stranger()
+    };
+    let mut bench = watched(Config::default(), gpu);
+    for request in 1..=3 {
+        assert!(bench.dismissed.is_empty(), "{:?}", bench.dismissed);
+        bench.submit(request, prompt().into_iter().map(|t| t ^ request as u32).collect(), 1);
+        let before = bench.samples.len();
+        while bench.samples.len() == before || !bench.steps.is_empty() {
+            let lies =
+                bench.standings.get(&key(3)).is_none_or(|s| s.disagreements < request as u32);
+            let (worker, step) = bench.steps.remove(0);
+            bench.answer_step(worker, &step, |frame| {
+                if worker == STRANGER && lies {
+                    lie_grossly(frame);
+                }
+            });
+        }
+        assert_eq!(bench.standings[&key(3)].disagreements, request as u32);
+    }
+    assert!(bench.standings[&key(3)].banned);
+    assert_eq!((bench.dismissed[0].0, bench.dismissed[0].2), (STRANGER, false));
+}
+
+#[test]
+fn strangers_judge_each_other_where_nobody_trusted_can() {
+    let mut bench = Bench::new(Config::default());
+    bench.join(1, 2 * MIB, true, Holds::Ends);
+    for id in 3..=6 {
+        bench.join(id, 100 * MIB, false, Holds::Anything);
+    }
+    bench.submit(1, prompt(), 1);
+    bench.answer();
+    let (liar, _) = bench.steps[0];
+    answer_all(&mut bench, &[liar], lie);
+    assert!(bench.standings[&key(liar.0)].banned);
+    let others = (3..=6).filter(|id| *id != liar.0);
+    assert!(others.into_iter().all(|id| !bench.standings.get(&key(id)).is_some_and(|s| s.banned)));
+    assert_eq!(bench.dismissed.len(), 1);
+}
