@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
 
+use crate::admin::Expires;
 use crate::config::Settings;
+use crate::plan;
 use crate::pull::catalogue;
 
 /// Runs language models on the machines that people lend.
@@ -32,6 +34,103 @@ pub enum Command {
     Serve(Box<ServeArgs>),
     /// Fetch a model, verify, check and convert it, so that it can be served.
     Pull(PullArgs),
+    /// Predict who would hold what of a model and how many tokens per second come of it, for a
+    /// fleet that is written down. Needs none of its machines.
+    Plan(PlanArgs),
+    /// Make an invite: a token that makes one native worker trusted with text, on whatever
+    /// machine. It is printed once and kept nowhere.
+    Invite(InviteArgs),
+    /// List the invites.
+    Invites(HomeArgs),
+    /// Take an invite back; the worker that came with it is sent away.
+    Revoke(RevokeArgs),
+    /// List the workers that were here: how long, what they computed, who is banned.
+    Workers(HomeArgs),
+    /// Let a worker's banned key in again.
+    Unban(UnbanArgs),
+}
+
+/// `coordinator plan`.
+#[derive(Debug, clap::Args)]
+pub struct PlanArgs {
+    /// The fleet, a YAML file: see --example
+    #[arg(long, value_name = "FILE", required_unless_present = "example")]
+    pub fleet: Option<PathBuf>,
+    /// Print an example of such a file, then end
+    #[arg(long)]
+    pub example: bool,
+    /// The model: NAME of the catalogue or of a pulled model, PATH of a .gguf file, or
+    /// hf:owner/repo/file.gguf. Fetched if absent
+    #[arg(long, value_name = "NAME|PATH", default_value = catalogue::DEFAULT)]
+    pub model: String,
+    /// How workers may compute, the preferred ways first, with commas between, as of
+    /// `coordinator serve` [default: canonical-1,wgsl-f32]
+    #[arg(long, value_name = "LIST", value_delimiter = ',')]
+    pub classes: Vec<String>,
+    /// Sessions at once to predict for, with commas between
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,4,16",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(plan::SESSIONS_MAX)))]
+    pub sessions: Vec<u32>,
+    /// Tokens of each session's prompt
+    #[arg(long, value_name = "N", default_value_t = 64,
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub prompt: u32,
+    /// Tokens that each session generates while it is looked at
+    #[arg(long, value_name = "N", default_value_t = 64,
+          value_parser = clap::value_parser!(u32).range(1..=10_000))]
+    pub tokens: u32,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
+    /// Where the coordinator is.
+    #[command(flatten)]
+    pub home: HomeArgs,
+}
+
+/// Where a coordinator keeps its data.
+#[derive(Debug, clap::Args)]
+pub struct HomeArgs {
+    /// Where the coordinator keeps models and its database [default: `weft` in the platform's
+    /// data folder]
+    #[arg(long, env = "WEFT_HOME", value_name = "DIR")]
+    pub home: Option<PathBuf>,
+}
+
+/// `coordinator invite`.
+#[derive(Debug, clap::Args)]
+pub struct InviteArgs {
+    /// Whom it is for, for the list of invites
+    #[arg(long, default_value = "", value_name = "NAME")]
+    pub name: String,
+    /// How long it may wait to be used for the first time: 30d, 12h, 90m, or never. The worker
+    /// that used it stays trusted until it is revoked
+    #[arg(long, default_value = "7d", value_name = "TIME")]
+    pub expires: Expires,
+    /// Where the coordinator is.
+    #[command(flatten)]
+    pub home: HomeArgs,
+}
+
+/// `coordinator revoke`.
+#[derive(Debug, clap::Args)]
+pub struct RevokeArgs {
+    /// The invite's number, as `coordinator invites` lists it
+    #[arg(value_name = "ID")]
+    pub id: i64,
+    /// Where the coordinator is.
+    #[command(flatten)]
+    pub home: HomeArgs,
+}
+
+/// `coordinator unban`.
+#[derive(Debug, clap::Args)]
+pub struct UnbanArgs {
+    /// The worker's key, or how it begins, as `coordinator workers` lists it
+    #[arg(value_name = "KEY")]
+    pub key: String,
+    /// Where the coordinator is.
+    #[command(flatten)]
+    pub home: HomeArgs,
 }
 
 /// `coordinator serve`.

@@ -55,7 +55,8 @@ pub struct Settings {
     #[arg(long, env = "WEFT_HOME", value_name = "DIR")]
     pub home: Option<PathBuf>,
     /// A token that makes a worker trusted to hold a model's ends, where text is seen; may be
-    /// given several times, or with commas between. At least 8 characters, no comma
+    /// given several times, or with commas between. At least 8 characters, no comma. For tokens
+    /// that can be taken back one by one see `coordinator invite`
     #[arg(
         long,
         env = "WEFT_INVITE_TOKEN",

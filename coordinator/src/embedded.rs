@@ -250,7 +250,7 @@ mod tests {
         let model = prepare(&home, &path, "tiny", &[CANONICAL_1.to_owned()]).unwrap();
         let settings = Settings { threads: Some(1), memory_mib: Some(256), ..Settings::default() };
         let config = settings.resolve().unwrap();
-        let (driver, _task) = driver::start(config.scheduler.clone(), vec![model.spec]);
+        let (driver, _task) = driver::start(config.scheduler.clone(), vec![model.spec], None);
         let closing = CancellationToken::new();
         let task = start(&home, &config, Embedded::All, driver.clone(), closing.clone());
         let task = task.await.unwrap();

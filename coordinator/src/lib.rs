@@ -6,12 +6,15 @@
 //! come back the same way to [`http`], which samples and streams. It decides nothing about
 //! the fleet itself: that is the `scheduler` crate's.
 
+pub mod admin;
 pub mod blobs;
 pub mod cli;
 pub mod config;
 pub mod driver;
 pub mod embedded;
 pub mod http;
+pub mod ledger;
+pub mod plan;
 pub mod pull;
 mod random;
 pub mod serve;

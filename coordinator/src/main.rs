@@ -4,8 +4,10 @@ use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
-use coordinator::cli::{Cli, Command, PullArgs, ServeArgs};
+use coordinator::admin;
+use coordinator::cli::{Cli, Command, PlanArgs, PullArgs, ServeArgs};
 use coordinator::config::Settings;
+use coordinator::plan::{EXAMPLE, FleetFile, Load, predict};
 use coordinator::pull::{self, Hub, Wanted};
 use coordinator::serve;
 use coordinator::store::{CANONICAL_1, Home};
@@ -36,6 +38,12 @@ fn main() -> ExitCode {
         match cli.command {
             Command::Serve(args) => serve(*args).await,
             Command::Pull(args) => pull(args).await,
+            Command::Plan(args) => plan(args).await,
+            Command::Invite(args) => admin::invite(args.home.home, &args.name, args.expires).await,
+            Command::Invites(args) => admin::invites(args.home).await,
+            Command::Revoke(args) => admin::revoke(args.home.home, args.id).await,
+            Command::Workers(args) => admin::workers(args.home).await,
+            Command::Unban(args) => admin::unban(args.home.home, &args.key).await,
         }
     });
     // A conversion that runs on is safe to cut: it leaves nothing that is not whole.
@@ -74,6 +82,31 @@ async fn pull(args: PullArgs) -> anyhow::Result<()> {
         if matches!(wanted, Wanted::Path(_)) { args.model } else { model.name.clone() },
     );
     Ok(())
+}
+
+async fn plan(args: PlanArgs) -> anyhow::Result<()> {
+    if args.example {
+        print!("{EXAMPLE}");
+        return Ok(());
+    }
+    // The command line asks for it otherwise.
+    let fleet = FleetFile::read(&args.fleet.unwrap_or_default())?;
+    let settings = Settings { classes: args.classes, ..Settings::default() };
+    let classes = settings.resolve()?.classes;
+    let home = Home::open(args.home.home)?;
+    let wanted = Wanted::parse(&args.model, &home)?;
+    let path = pull::fetch(&home, &Hub::from_env(), &wanted, false).await?;
+    let model = serve::prepare(&home, &path, &wanted.name(), &classes).await?;
+    let load = Load { sessions: args.sessions, prompt: args.prompt, tokens: args.tokens };
+    let prediction = predict(&model.spec, &fleet, &load);
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&prediction)?),
+        false => print!("{}", prediction.table()),
+    }
+    match prediction.fits {
+        true => Ok(()),
+        false => anyhow::bail!("{} does not fit this fleet", prediction.model),
+    }
 }
 
 /// Completes at the first SIGTERM, SIGINT or Ctrl-C; the second ends the process at once.

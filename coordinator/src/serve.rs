@@ -15,6 +15,7 @@ use crate::config::{Config, Embedded};
 use crate::driver::{self, Handle};
 use crate::embedded;
 use crate::http::{self, AppState};
+use crate::ledger::Ledger;
 use crate::pull::{self, Hub, Wanted};
 use crate::server;
 use crate::sockets::{GOODBYE_WITHIN, Sockets, Trust};
@@ -51,12 +52,14 @@ pub async fn run(
     let mut shutdown = pin!(shutdown);
     let tls = config.tls.as_ref().map(server::load_tls).transpose()?;
     let home = Home::open(config.home.clone())?;
+    let ledger = Ledger::open(home.root()).await?;
     let models = tokio::select! {
         models = load_models(&home, &config) => models?,
         () = &mut shutdown => return Ok(()),
     };
     let specs = models.iter().map(|model| model.spec.clone()).collect();
-    let (driver, mut driver_task) = driver::start(config.scheduler.clone(), specs);
+    let (driver, mut driver_task) =
+        driver::start(config.scheduler.clone(), specs, Some(ledger.clone()));
     let closing = CancellationToken::new();
     let embedded = match config.embedded {
         Embedded::Off => None,
@@ -66,9 +69,11 @@ pub async fn run(
     };
     let (tokens, sent) = (Tokens::default(), Sent::default());
     let trust = Trust::new(config.trust_loopback, &config.invite_tokens);
-    let sockets = Sockets::new(driver.clone(), tokens.clone(), trust, closing.clone());
+    let sockets =
+        Sockets::new(driver.clone(), tokens.clone(), trust, ledger.clone(), closing.clone());
     let names: Vec<String> = models.iter().map(|model| model.name.clone()).collect();
-    let app = http::router(app_state(driver.clone(), models)?.with_blobs_sent(sent.clone()))
+    let state = app_state(driver.clone(), models)?;
+    let app = http::router(state.with_blobs_sent(sent.clone()).with_ledger(ledger.clone()))
         .merge(sockets.router())
         .merge(blobs::router(home.blobs(), tokens, sent));
 
@@ -99,6 +104,7 @@ pub async fn run(
         let _ = timeout(GOODBYE_WITHIN, embedded).await;
     }
     driver_task.abort();
+    ledger.close().await;
     Ok(())
 }
 

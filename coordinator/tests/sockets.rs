@@ -6,7 +6,7 @@ mod common;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use common::{Heard, Server, answer, hello};
+use common::{Heard, Server, answer, hello, invited};
 use coordinator::driver::{RequestEvent, Submission, Submit};
 use coordinator::sockets::{PROBE_BYTES_MAX, Trust};
 use protocol::{
@@ -160,6 +160,81 @@ async fn trust_is_for_native_workers_here_and_for_tokens() {
     let ours = format!("http://{}", server.address);
     assert!(!trusted(4, &[("origin", &ours)], native, None).await, "a web page");
     assert!(!trusted(5, &[("x-forwarded-for", "192.0.2.1")], native, None).await, "a proxy");
+}
+
+#[tokio::test]
+async fn an_invite_makes_one_native_worker_trusted_until_it_is_revoked() {
+    let server = Server::start(Trust::new(false, &[])).await;
+    let invite = server.ledger.invite("", None).await.unwrap();
+    let say = async |key: u8, change: fn(&mut protocol::Hello)| {
+        let (mut peer, nonce) = server.meet().await;
+        let mut hello = invited(key, &nonce, &invite.token);
+        change(&mut hello);
+        peer.say(FromWorker::Hello(Box::new(hello))).await;
+        let heard = peer.next().await;
+        (peer, heard)
+    };
+    let refused = async |key: u8, change: fn(&mut protocol::Hello)| match say(key, change).await.1 {
+        Heard::Control(ToWorker::Dismiss { reason, retry: false }) => reason,
+        other => panic!("{other:?}"),
+    };
+    assert!(!server.join(9).await.1.trusted, "nobody is without one");
+    let reason = refused(1, |hello| hello.kind = WorkerKind::Browser).await;
+    assert!(reason.contains("native"), "{reason}");
+    let reason = refused(1, |hello| hello.token = Some("weft_invite_0".into())).await;
+    assert!(reason.contains("signature"), "another token than was signed: {reason}");
+    let (_peer, heard) = server.hello(1, |hello| hello.token = Some(invite.token.clone())).await;
+    let Heard::Control(ToWorker::Dismiss { reason, retry: false }) = heard else { panic!() };
+    assert!(reason.contains("does not sign"), "{reason}");
+
+    let (mut peer, heard) = say(1, |_| {}).await;
+    assert!(matches!(heard, Heard::Control(ToWorker::Welcome { trusted: true, .. })), "{heard:?}");
+    let reason = refused(2, |_| {}).await;
+    assert!(reason.contains("another worker"), "{reason}");
+    // As `coordinator revoke` does it: nobody tells the sockets.
+    assert!(server.ledger.revoke(invite.id).await.unwrap());
+    let (reason, retry) = peer.dismissed().await;
+    assert!(reason.contains("revoked") && !retry, "{reason}");
+    let reason = refused(1, |_| {}).await;
+    assert!(reason.contains("revoked"), "{reason}");
+}
+
+#[tokio::test]
+async fn a_banned_key_stays_outside_and_is_told_why() {
+    let server = trusting().await;
+    let (peer, _) = server.join(1).await;
+    peer.close().await;
+    let key = hello(1, "").public_key;
+    server.ledger.banned(&key, Some("its answers were wrong"));
+    let (mut peer, nonce) = server.meet().await;
+    peer.say(FromWorker::Hello(Box::new(hello(1, &nonce)))).await;
+    let (reason, retry) = peer.dismissed().await;
+    assert!(reason.contains("banned here: its answers were wrong") && !retry, "{reason}");
+    server.join(2).await;
+    assert!(server.ledger.unban(&key).await.unwrap());
+    server.join(1).await;
+}
+
+#[tokio::test]
+async fn rows_are_counted_over_all_visits() {
+    let server = trusting().await;
+    for visit in 1..=2u64 {
+        let (mut peer, welcome) = server.join(1).await;
+        let mut submission = submit(&server).await;
+        let worker = tokio::spawn(async move {
+            loop {
+                let step = peer.until_step().await;
+                peer.frame(&answer(&step, 1.0)).await;
+            }
+        });
+        logits(&mut submission).await;
+        server.ledger.flush().await.unwrap();
+        let kept = server.ledger.standing(welcome.worker).unwrap();
+        assert_eq!(kept.rows, 3 * visit, "a prompt of 3 rows each time");
+        drop(submission);
+        // Not in good order: its connection breaks.
+        worker.abort();
+    }
 }
 
 #[tokio::test]

@@ -27,9 +27,16 @@ pub struct Flags {
     /// Where the coordinator is: ws://HOST:PORT, or wss://HOST:PORT with TLS
     #[arg(long, value_name = "URL", env = "WEFT_WORKER_COORDINATOR")]
     pub coordinator: Option<String>,
-    /// An invite token, which makes this worker trusted with a model's ends and so with text
+    /// An invite token, of `coordinator invite` or of the coordinator's settings, which makes
+    /// this worker trusted with a model's ends and so with text
     /// [default: none; the coordinator may trust its own machine]
-    #[arg(long, value_name = "TOKEN", env = "WEFT_WORKER_TOKEN", hide_env_values = true)]
+    #[arg(
+        long,
+        visible_alias = "invite",
+        value_name = "TOKEN",
+        env = "WEFT_WORKER_TOKEN",
+        hide_env_values = true
+    )]
     pub token: Option<String>,
     /// A PEM file of certificates to trust with wss://, beside the system's
     #[arg(long, value_name = "FILE", env = "WEFT_WORKER_CA_CERT")]

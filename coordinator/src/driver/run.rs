@@ -6,7 +6,7 @@ use std::sync::atomic::AtomicU64;
 use std::time::Duration;
 
 use protocol::{SessionId, ToWorker, WorkerId, clean_text};
-use scheduler::{Action, Config, Event, ModelSpec, Request, RequestId, Scheduler, Time};
+use scheduler::{Action, Config, Event, ModelSpec, Note, Request, RequestId, Scheduler, Time};
 use tokio::sync::mpsc;
 use tokio::sync::mpsc::error::TrySendError;
 use tokio::task::JoinHandle;
@@ -15,6 +15,7 @@ use worker::Down;
 
 use super::handle::{Answer, Handle, INPUTS_MAX, Input, RequestEvent};
 use super::notes::Notes;
+use crate::ledger::Ledger;
 use crate::random;
 
 /// Answers handled at most before the other inputs have their turn.
@@ -23,8 +24,13 @@ const ANSWERS_AT_ONCE_MAX: usize = 64;
 const IDLE: Duration = Duration::from_secs(3600);
 
 /// Starts the driver with these models. It runs until every [`Handle`] is dropped; should it
-/// panic, the join handle says so and all channels close.
-pub fn start(mut config: Config, models: Vec<ModelSpec>) -> (Handle, JoinHandle<()>) {
+/// panic, the join handle says so and all channels close. What its workers do is written into
+/// `ledger`, if there is one.
+pub fn start(
+    mut config: Config,
+    models: Vec<ModelSpec>,
+    ledger: Option<Ledger>,
+) -> (Handle, JoinHandle<()>) {
     // Nobody can foresee what is audited, not even from one start to the next.
     config.audits.secret = [random::word(), random::word()];
     let (inputs, input_queue) = mpsc::channel(INPUTS_MAX);
@@ -40,6 +46,7 @@ pub fn start(mut config: Config, models: Vec<ModelSpec>) -> (Handle, JoinHandle<
         sessions: HashMap::new(),
         due: VecDeque::new(),
         notes,
+        ledger,
     };
     for model in models {
         driver.handle(Event::AddModel(model));
@@ -58,6 +65,7 @@ struct Driver {
     /// Events that carrying out actions gave rise to: a worker lost, a request cancelled.
     due: VecDeque<Event>,
     notes: Notes,
+    ledger: Option<Ledger>,
 }
 
 /// A request that has not ended.
@@ -139,10 +147,22 @@ impl Driver {
                 self.handle(Event::Join(spec));
             }
             Input::Event(event) => {
+                let answered = match &event {
+                    Event::Result { worker, .. } => Some(*worker),
+                    _ => None,
+                };
+                let rows =
+                    |driver: &Driver| answered.map_or(0, |worker| driver.scheduler.rows_of(worker));
+                let before = rows(self);
                 if let Event::Leave { worker, .. } = &event {
                     self.workers.remove(worker);
                 }
                 self.handle(event);
+                // None are left to see if this answer cost the worker its place.
+                let computed = rows(self).saturating_sub(before);
+                if let (Some(ledger), Some(worker), 1..) = (&self.ledger, answered, computed) {
+                    ledger.computed(worker, computed);
+                }
             }
             Input::View(sender) => {
                 // The asker may be gone: nothing to do then.
@@ -221,9 +241,25 @@ impl Driver {
                 self.tell(request, RequestEvent::Refused(error));
                 self.forget(request);
             }
-            // Nothing keeps them beyond this process.
-            Action::Standing { .. } | Action::Verified { .. } => {}
-            Action::Note(note) => self.notes.push(&note),
+            Action::Standing { key, standing } => {
+                if let Some(ledger) = &self.ledger {
+                    ledger.audited(&key, standing.agreements, standing.disagreements);
+                    if standing.banned {
+                        ledger.banned(&key, None);
+                    }
+                }
+            }
+            Action::Verified { key, model: _, layers, rows } => {
+                if let Some(ledger) = &self.ledger {
+                    ledger.verified(&key, u64::from(layers) * u64::from(rows));
+                }
+            }
+            Action::Note(note) => {
+                if let (Some(ledger), Note::Banned { key, reason }) = (&self.ledger, &note) {
+                    ledger.banned(key, Some(reason));
+                }
+                self.notes.push(&note);
+            }
         }
     }
 

@@ -59,7 +59,7 @@ fn spec(id: WorkerId) -> WorkerSpec {
 }
 
 fn start() -> (Handle, JoinHandle<()>) {
-    super::start(Config::default(), vec![model()])
+    super::start(Config::default(), vec![model()], None)
 }
 
 /// The answer of an honest worker: hidden states of ones, or logits 0, 1, 2, ...

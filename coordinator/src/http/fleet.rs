@@ -1,21 +1,29 @@
 //! `GET /v1/fleet`, `GET /healthz`, `GET /readyz`.
 
 use api::{
-    Fleet, FleetModel, FleetSession, FleetShard, FleetStage, FleetWorker, Readiness, Uncovered,
+    Fleet, FleetModel, FleetRecord, FleetSession, FleetShard, FleetStage, FleetWorker, Readiness,
+    Uncovered,
 };
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
-use protocol::WorkerKind;
+use protocol::WorkerId;
 use scheduler::{FleetView, ModelView, SessionView, ShardView, WorkerView};
 use serde_json::{Value, json};
 
 use super::state::AppState;
+use crate::ledger::{Record, kind_name};
 
 /// Who holds what, and what runs.
 pub(super) async fn fleet(State(state): State<AppState>) -> Json<Fleet> {
     let blob_bytes_sent = state.blobs_sent.bytes();
-    Json(Fleet { blob_bytes_sent, ..fleet_of(state.driver.view().await) })
+    let mut fleet = Fleet { blob_bytes_sent, ..fleet_of(state.driver.view().await) };
+    if let Some(ledger) = &state.ledger {
+        for worker in &mut fleet.workers {
+            worker.record = ledger.standing(WorkerId(worker.id)).map(record);
+        }
+    }
+    Json(fleet)
 }
 
 /// The process answers.
@@ -75,15 +83,10 @@ fn model(view: ModelView) -> FleetModel {
 }
 
 fn worker(view: WorkerView) -> FleetWorker {
-    let kind = match view.kind {
-        WorkerKind::Embedded => "embedded",
-        WorkerKind::Native => "native",
-        WorkerKind::Browser => "browser",
-    };
     FleetWorker {
         id: view.id.0,
         name: view.name,
-        kind: kind.to_owned(),
+        kind: kind_name(view.kind).to_owned(),
         backend: view.backend,
         device: view.device,
         notes: view.notes,
@@ -100,6 +103,17 @@ fn worker(view: WorkerView) -> FleetWorker {
         disagreements: view.standing.disagreements,
         rows_verified: view.standing.rows_verified,
         idle_because: view.idle_because,
+        record: None,
+    }
+}
+
+fn record(record: Record) -> FleetRecord {
+    FleetRecord {
+        key: record.key,
+        first_seen_s: record.first_seen_s,
+        present_s: record.present_ms / 1000,
+        rows: record.rows,
+        credit_layer_tokens: record.credit,
     }
 }
 

@@ -9,6 +9,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use super::failure::Failure;
 use crate::blobs::Sent;
 use crate::driver::Handle;
+use crate::ledger::Ledger;
 
 /// Requests for generation that are handled at once, from reading their body to the last byte
 /// of their answer; further ones are refused with 429. The scheduler's own bounds (sessions,
@@ -60,6 +61,7 @@ pub struct AppState {
     pub(super) driver: Handle,
     pub(super) models: Arc<[Arc<Model>]>,
     pub(super) blobs_sent: Sent,
+    pub(super) ledger: Option<Ledger>,
     requests: Arc<Semaphore>,
     tokenizing: Arc<Semaphore>,
 }
@@ -71,6 +73,7 @@ impl AppState {
             driver,
             models: models.into_iter().map(Arc::new).collect(),
             blobs_sent: Sent::default(),
+            ledger: None,
             requests: Arc::new(Semaphore::new(REQUESTS_MAX)),
             tokenizing: Arc::new(Semaphore::new(TOKENIZE_MAX)),
         }
@@ -80,6 +83,12 @@ impl AppState {
     #[must_use]
     pub fn with_blobs_sent(self, sent: Sent) -> AppState {
         AppState { blobs_sent: sent, ..self }
+    }
+
+    /// Tells the fleet view what is kept of workers.
+    #[must_use]
+    pub fn with_ledger(self, ledger: Ledger) -> AppState {
+        AppState { ledger: Some(ledger), ..self }
     }
 
     /// A place among [`REQUESTS_MAX`], held until the answer has gone out.

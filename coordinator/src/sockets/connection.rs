@@ -12,7 +12,7 @@ use protocol::{
     WorkerId, clean_text, codec,
 };
 use scheduler::Event;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
 use tokio::time::{timeout, timeout_at};
 use worker::Down;
 
@@ -22,6 +22,7 @@ use super::{
 };
 use crate::blobs::Grant;
 use crate::driver::OUTBOX_MAX;
+use crate::ledger::Joining;
 use crate::random;
 
 /// Control messages that a worker may send in one burst; ours send a few per assignment and
@@ -47,7 +48,7 @@ pub(super) async fn serve(
         None => greet(shared, &mut sink, &mut source, origin).await,
     };
     drop(stranger);
-    let Welcomed { worker, trusted, outbox, _grant, _room } = match welcomed {
+    let Welcomed { worker, trusted, outbox, mut sent_away, _grant, _room } = match welcomed {
         Ok(welcomed) => welcomed,
         Err(refusal) => {
             if let Some(Refusal { reason, retry }) = refusal {
@@ -62,6 +63,7 @@ pub(super) async fn serve(
     let end = tokio::select! {
         end = read(shared, worker, &mut source, &pings, &asked) => end,
         end = write(&mut sink, outbox, &pings, &asked) => end,
+        reason = told_to_go(&mut sent_away) => End::SentAway(reason),
         () = shared.shutdown.cancelled() => End::Shutdown,
     };
     let reason = end.reason();
@@ -71,12 +73,16 @@ pub(super) async fn serve(
             tracing::warn!(%worker, %reason, "dismissed a worker");
         }
         End::Silence => Counters::add(&shared.counters.silent),
+        End::SentAway(_) => tracing::warn!(%worker, %reason, "dismissed a worker"),
         End::Closed(_) | End::Released | End::Shutdown => {}
     }
     // The driver may have stopped: then nobody needs to know.
     let _ = shared.driver.event(Event::Leave { worker, reason: clean_text(&reason) }).await;
+    shared.ledger.left(worker, &reason);
     match end {
-        End::Violation(reason) => goodbye(sink, source, &reason, false).await,
+        End::Violation(reason) | End::SentAway(reason) => {
+            goodbye(sink, source, &reason, false).await
+        }
         End::Silence => goodbye(sink, source, &reason, true).await,
         End::Shutdown => goodbye(sink, source, "the coordinator is shutting down", true).await,
         // The dismissal, if there was one, went out through the queue.
@@ -93,6 +99,8 @@ enum End {
     Violation(String),
     /// It sent nothing for too long.
     Silence,
+    /// An operator sent it away.
+    SentAway(String),
     /// The driver let go of it.
     Released,
     /// The coordinator goes down.
@@ -102,7 +110,7 @@ enum End {
 impl End {
     fn reason(&self) -> String {
         match self {
-            End::Closed(reason) => reason.clone(),
+            End::Closed(reason) | End::SentAway(reason) => reason.clone(),
             End::Violation(reason) => format!("it broke the protocol: {reason}"),
             End::Silence => format!("nothing came from it for {} s", SILENCE_MAX.as_secs()),
             End::Released => "the coordinator let it go".into(),
@@ -111,11 +119,22 @@ impl End {
     }
 }
 
+/// Waits until an operator sends the worker away; why, in words.
+async fn told_to_go(sent_away: &mut watch::Receiver<Option<String>>) -> String {
+    match sent_away.wait_for(Option::is_some).await.map(|reason| reason.clone()) {
+        Ok(Some(reason)) => reason,
+        // Nobody is left who could.
+        Ok(None) | Err(_) => std::future::pending().await,
+    }
+}
+
 /// A worker that was taken in, and what it holds while it is connected.
 struct Welcomed {
     worker: WorkerId,
     trusted: bool,
     outbox: mpsc::Receiver<Down>,
+    /// Why it has to go, once an operator says so.
+    sent_away: watch::Receiver<Option<String>>,
     _grant: Grant,
     _room: OwnedSemaphorePermit,
 }
@@ -140,7 +159,11 @@ async fn greet(
             return Err(Some(Refusal { reason, retry: true }));
         }
     };
-    let trusted = handshake::verify(&hello, &nonce, origin, &shared.trust)?;
+    let token_signed = handshake::verify(&hello, &nonce)?;
+    let ledger = &shared.ledger;
+    let record = handshake::recall(&hello, ledger).await?;
+    let (trusted, invite) =
+        handshake::admit(&hello, token_signed, origin, &shared.trust, ledger).await?;
     let room = shared.workers.clone().try_acquire_owned().map_err(|_| Refusal {
         reason: format!("{WORKERS_MAX} workers are connected, no more are taken: come back later"),
         retry: true,
@@ -152,13 +175,28 @@ async fn greet(
         %worker, address = %origin.address, name = %hello.name, key = %hello.public_key,
         trusted, "welcomed a worker"
     );
+    let joining = Joining {
+        worker,
+        key: hello.public_key.clone(),
+        name: hello.name.clone(),
+        kind: hello.kind,
+        invite,
+    };
+    let sent_away =
+        ledger.joined(joining, record.clone()).map_err(|error| handshake::unreadable(&error))?;
     let welcome = ToWorker::Welcome { worker, blob_token, trusted };
-    send_control(sink, &welcome).await.map_err(|_| None)?;
     let (sender, outbox) = mpsc::channel(OUTBOX_MAX);
-    let spec = handshake::spec(hello, worker, trusted);
-    shared.driver.join(spec, sender).await.map_err(|_| None)?;
+    let spec = handshake::spec(hello, worker, trusted, record.as_ref());
+    let joined = async {
+        send_control(sink, &welcome).await.ok()?;
+        shared.driver.join(spec, sender).await.ok()
+    };
+    if joined.await.is_none() {
+        ledger.left(worker, "it hung up before it was in");
+        return Err(None);
+    }
     Counters::add(&shared.counters.welcomed);
-    Ok(Welcomed { worker, trusted, outbox, _grant: grant, _room: room })
+    Ok(Welcomed { worker, trusted, outbox, sent_away, _grant: grant, _room: room })
 }
 
 /// The peer's first message; `None` if it has hung up.

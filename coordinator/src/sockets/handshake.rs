@@ -3,10 +3,13 @@
 use ed25519_dalek::{Signature, VerifyingKey};
 use protocol::{
     FromWorker, Hello, PROTOCOL_VERSION, SUBPROTOCOL, WorkerId, WorkerKind, challenge_bytes,
+    invited_bytes,
 };
-use scheduler::{Holds, Standing, WorkerSpec};
+use scheduler::{Holds, WorkerSpec};
 
+use super::trust::Judgement;
 use super::{Origin, Trust};
+use crate::ledger::{InviteError, Ledger, LedgerError, Record};
 
 /// Why a peer is turned away.
 #[derive(Debug, PartialEq, Eq)]
@@ -45,34 +48,87 @@ pub(super) fn read_hello(json: &str) -> Result<Hello, Refusal> {
     Ok(*hello)
 }
 
-/// Checks the signature, and tells whether the peer is trusted.
+/// Checks the key and its signature. Answers whether the token, if there is one, is signed
+/// too: workers from before invites do not sign it.
 ///
 /// # Errors
-/// A bad key, signature, kind or token.
-pub(super) fn verify(
-    hello: &Hello,
-    nonce: &str,
-    origin: Origin,
-    trust: &Trust,
-) -> Result<bool, Refusal> {
+/// A bad key, signature or kind.
+pub(super) fn verify(hello: &Hello, nonce: &str) -> Result<bool, Refusal> {
     let key = from_hex::<32>(&hello.public_key)
         .and_then(|bytes| VerifyingKey::from_bytes(&bytes).ok())
         .ok_or_else(|| fault("public_key is no Ed25519 key".into()))?;
     let signature = from_hex::<64>(&hello.signature)
         .map(|bytes| Signature::from_bytes(&bytes))
         .ok_or_else(|| fault("signature is not 64 bytes in hex".into()))?;
-    key.verify_strict(&challenge_bytes(PROTOCOL_VERSION, nonce), &signature)
-        .map_err(|_| fault("the signature is not that key's over this challenge".into()))?;
+    let signs = |message: &[u8]| key.verify_strict(message, &signature).is_ok();
+    let token = hello.token.as_deref();
+    let with_token =
+        token.is_some_and(|token| signs(&invited_bytes(PROTOCOL_VERSION, nonce, token)));
+    if !with_token && !signs(&challenge_bytes(PROTOCOL_VERSION, nonce)) {
+        return Err(fault("the signature is not that key's over this challenge".into()));
+    }
     if hello.kind == WorkerKind::Embedded {
         return Err(fault("only the coordinator's own worker is embedded".into()));
     }
-    trust
-        .judge(origin, hello.kind, hello.token.as_deref())
-        .map_err(|reason| Refusal { reason, retry: false })
+    Ok(with_token)
+}
+
+/// Whether the peer is trusted, and by which invite if by one. An invite that was not used is
+/// bound to the peer's key from here on.
+///
+/// # Errors
+/// It shows a token that does not count.
+pub(super) async fn admit(
+    hello: &Hello,
+    token_signed: bool,
+    origin: Origin,
+    trust: &Trust,
+    ledger: &Ledger,
+) -> Result<(bool, Option<i64>), Refusal> {
+    let token = match trust.judge(origin, hello.kind, hello.token.as_deref()) {
+        Judgement::Trusted => return Ok((true, None)),
+        Judgement::Stranger => return Ok((false, None)),
+        Judgement::Shows(token) => token,
+    };
+    if hello.kind != WorkerKind::Native {
+        return Err(fault("invites are for native workers: join without".into()));
+    }
+    if !token_signed {
+        return Err(fault("the hello does not sign its invite token: update the worker".into()));
+    }
+    match ledger.use_invite(token, &hello.public_key).await {
+        Ok(invite) => Ok((true, Some(invite))),
+        Err(InviteError::Ledger(error)) => Err(unreadable(&error)),
+        Err(error) => Err(fault(error.to_string())),
+    }
+}
+
+/// What is known of the peer's key from before.
+///
+/// # Errors
+/// It is banned, or the database cannot be read.
+pub(super) async fn recall(hello: &Hello, ledger: &Ledger) -> Result<Option<Record>, Refusal> {
+    let record = ledger.record(&hello.public_key).await.map_err(|error| unreadable(&error))?;
+    match record.as_ref().and_then(|record| record.ban.as_ref()) {
+        Some(ban) => Err(fault(format!("this worker's key is banned here: {}", ban.because))),
+        None => Ok(record),
+    }
+}
+
+/// The coordinator's own trouble, which may pass.
+pub(super) fn unreadable(error: &LedgerError) -> Refusal {
+    tracing::error!("{error}");
+    let reason = "this coordinator cannot look up who its workers are: come back later".into();
+    Refusal { reason, retry: true }
 }
 
 /// The worker as the scheduler sees it.
-pub(super) fn spec(hello: Hello, id: WorkerId, trusted: bool) -> WorkerSpec {
+pub(super) fn spec(
+    hello: Hello,
+    id: WorkerId,
+    trusted: bool,
+    record: Option<&Record>,
+) -> WorkerSpec {
     WorkerSpec {
         id,
         key: hello.public_key,
@@ -88,7 +144,7 @@ pub(super) fn spec(hello: Hello, id: WorkerId, trusted: bool) -> WorkerSpec {
         step_credits: hello.step_credits,
         classes: hello.classes,
         cached: hello.cached,
-        standing: Standing::default(),
+        standing: record.map(Record::standing).unwrap_or_default(),
     }
 }
 

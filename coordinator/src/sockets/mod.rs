@@ -30,6 +30,7 @@ pub use self::probe::PROBE_BYTES_MAX;
 pub use self::trust::Trust;
 use crate::blobs::Tokens;
 use crate::driver::Handle;
+use crate::ledger::Ledger;
 
 /// Workers that may be connected; more are told to come back later.
 pub const WORKERS_MAX: usize = 4096;
@@ -54,6 +55,7 @@ struct Shared {
     driver: Handle,
     tokens: Tokens,
     trust: Trust,
+    ledger: Ledger,
     counters: Counters,
     strangers: Arc<Semaphore>,
     workers: Arc<Semaphore>,
@@ -80,11 +82,13 @@ impl Counters {
 }
 
 impl Sockets {
-    /// Sockets that report to `driver`, hand out `tokens` for blobs and close on `shutdown`.
+    /// Sockets that report to `driver`, hand out `tokens` for blobs, look workers up in `ledger`
+    /// and close on `shutdown`.
     pub fn new(
         driver: Handle,
         tokens: Tokens,
         trust: Trust,
+        ledger: Ledger,
         shutdown: CancellationToken,
     ) -> Sockets {
         Sockets {
@@ -92,6 +96,7 @@ impl Sockets {
                 driver,
                 tokens,
                 trust,
+                ledger,
                 counters: Counters::default(),
                 strangers: Arc::new(Semaphore::new(STRANGERS_MAX)),
                 workers: Arc::new(Semaphore::new(WORKERS_MAX)),

@@ -20,27 +20,33 @@ impl Trust {
         Trust { loopback, tokens: invite_tokens.iter().map(|token| hash(token)).collect() }
     }
 
-    /// Whether a peer is trusted.
-    ///
-    /// # Errors
-    /// It shows a token that is none of ours.
-    pub(super) fn judge(
+    /// What a peer's origin and token say by themselves.
+    pub(super) fn judge<'a>(
         &self,
         origin: Origin,
         kind: WorkerKind,
-        token: Option<&str>,
-    ) -> Result<bool, String> {
-        if let Some(token) = token {
-            return match self.tokens.contains(&hash(token)) {
-                true => Ok(true),
-                false => Err("the invite token is not one of this coordinator's: \
-                              ask its operator for one, or join without"
-                    .into()),
-            };
-        }
+        token: Option<&'a str>,
+    ) -> Judgement<'a> {
         let loopback = origin.address.ip().to_canonical().is_loopback();
-        Ok(self.loopback && loopback && origin.direct && kind == WorkerKind::Native)
+        let here = self.loopback && loopback && origin.direct && kind == WorkerKind::Native;
+        match token {
+            Some(token) if self.tokens.contains(&hash(token)) => Judgement::Trusted,
+            Some(token) => Judgement::Shows(token),
+            None if here => Judgement::Trusted,
+            None => Judgement::Stranger,
+        }
     }
+}
+
+/// What is to be thought of a peer.
+#[derive(Debug, PartialEq, Eq)]
+pub(super) enum Judgement<'a> {
+    /// It may hold the ends.
+    Trusted,
+    /// It may not.
+    Stranger,
+    /// It shows a token of which only the database knows whether it is an invite.
+    Shows(&'a str),
 }
 
 fn hash(token: &str) -> [u8; 32] {
@@ -59,7 +65,14 @@ mod tests {
         token: Option<&str>,
     ) -> Option<bool> {
         let origin = Origin { address: address.parse().unwrap(), direct };
-        trust.judge(origin, kind, token).ok()
+        match trust.judge(origin, kind, token) {
+            Judgement::Trusted => Some(true),
+            Judgement::Stranger => Some(false),
+            Judgement::Shows(shown) => {
+                assert_eq!(Some(shown), token);
+                None
+            }
+        }
     }
 
     #[test]
@@ -77,7 +90,7 @@ mod tests {
     }
 
     #[test]
-    fn a_token_is_trusted_from_anywhere_and_a_wrong_one_turned_away() {
+    fn a_token_is_trusted_from_anywhere_and_another_one_looked_up() {
         let trust = Trust::new(false, &["open sesame".into(), "second".into()]);
         let far = "192.0.2.1:9";
         let native = WorkerKind::Native;

@@ -6,13 +6,14 @@ use std::net::SocketAddr;
 use axum::http::HeaderValue;
 use coordinator::blobs::{self, Sent, Tokens};
 use coordinator::driver::{self, Handle};
+use coordinator::ledger::Ledger;
 use coordinator::sockets::{Sockets, Trust};
 use ed25519_dalek::{Signer, SigningKey};
 use futures_util::{SinkExt, StreamExt};
 use protocol::payload::to_payload;
 use protocol::{
     BlobRef, Chunks, Dtype, Frame, FrameKind, FromWorker, Hello, PROTOCOL_VERSION, Reassembler,
-    SUBPROTOCOL, Status, ToWorker, WorkerId, WorkerKind, challenge_bytes,
+    SUBPROTOCOL, Status, ToWorker, WorkerId, WorkerKind, challenge_bytes, invited_bytes,
 };
 use scheduler::{ClassSpec, Config, ModelSpec, PartSpec};
 use tokio::net::TcpStream;
@@ -47,7 +48,9 @@ pub struct Server {
     pub address: SocketAddr,
     pub driver: Handle,
     pub sockets: Sockets,
+    pub ledger: Ledger,
     pub closing: CancellationToken,
+    _home: tempfile::TempDir,
     /// Where its blobs lie.
     pub blobs: tempfile::TempDir,
 }
@@ -55,9 +58,12 @@ pub struct Server {
 impl Server {
     pub async fn start(trust: Trust) -> Server {
         let config = Config { place_delay: std::time::Duration::ZERO, ..Config::default() };
-        let (driver, _task) = driver::start(config, vec![model()]);
+        let home = tempfile::tempdir().unwrap();
+        let ledger = Ledger::open(home.path()).await.unwrap();
+        let (driver, _task) = driver::start(config, vec![model()], Some(ledger.clone()));
         let (tokens, closing) = (Tokens::default(), CancellationToken::new());
-        let sockets = Sockets::new(driver.clone(), tokens.clone(), trust, closing.clone());
+        let (seen, handed) = (driver.clone(), tokens.clone());
+        let sockets = Sockets::new(seen, handed, trust, ledger.clone(), closing.clone());
         let blobs = tempfile::tempdir().unwrap();
         let app =
             sockets.router().merge(blobs::router(blobs.path().to_owned(), tokens, Sent::default()));
@@ -65,7 +71,7 @@ impl Server {
         let address = listener.local_addr().unwrap();
         let service = app.into_make_service_with_connect_info::<SocketAddr>();
         tokio::spawn(axum::serve(listener, service).into_future());
-        Server { address, driver, sockets, closing, blobs }
+        Server { address, driver, sockets, ledger, closing, blobs, _home: home }
     }
 
     /// Connects with some subprotocol and headers.
@@ -141,6 +147,14 @@ pub fn hello(key: u8, nonce: &str) -> Hello {
         step_credits: 2,
         cached: Vec::new(),
     }
+}
+
+/// The same with a token, which it signs.
+pub fn invited(key: u8, nonce: &str, token: &str) -> Hello {
+    let signing = SigningKey::from_bytes(&[key; 32]);
+    let signature = signing.sign(&invited_bytes(PROTOCOL_VERSION, nonce, token)).to_bytes();
+    let signature = signature.iter().map(|byte| format!("{byte:02x}")).collect();
+    Hello { signature, token: Some(token.into()), ..hello(key, nonce) }
 }
 
 /// The worker's end of a socket.

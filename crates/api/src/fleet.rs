@@ -103,6 +103,24 @@ pub struct FleetWorker {
     pub rows_verified: u64,
     /// Why it holds nothing, if so.
     pub idle_because: Option<String>,
+    /// What is kept of it from all its visits; the embedded worker has none.
+    #[serde(default)]
+    pub record: Option<FleetRecord>,
+}
+
+/// What is kept of a worker from all its visits. It is on disk before it is shown.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetRecord {
+    /// Its public key, hex: who it is, whatever it is called.
+    pub key: String,
+    /// Its first join, seconds since 1970.
+    pub first_seen_s: u64,
+    /// How long it was here, seconds.
+    pub present_s: u64,
+    /// Rows computed.
+    pub rows: u64,
+    /// Rows × layers that were verified.
+    pub credit_layer_tokens: u64,
 }
 
 /// A shard on a worker.

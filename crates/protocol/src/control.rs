@@ -198,7 +198,8 @@ pub struct Hello {
     pub protocol: u32,
     /// Ed25519 public key, 32 bytes in hex: the worker's identity across connections.
     pub public_key: String,
-    /// Signature of [`challenge_bytes`] by that key, 64 bytes in hex.
+    /// Signature by that key, 64 bytes in hex: of [`invited_bytes`] where there is a token,
+    /// else of [`challenge_bytes`].
     pub signature: String,
     /// An invite token, which makes the worker trusted.
     #[serde(default, skip_serializing_if = "Option::is_none")]
@@ -242,7 +243,14 @@ pub enum WorkerKind {
     Browser,
 }
 
-/// The bytes that a hello signs: a fixed prefix, the version, the challenge's nonce as sent.
+/// The bytes that a hello signs: a fixed prefix, the version, the challenge's nonce as sent,
+/// which has no spaces.
 pub fn challenge_bytes(protocol: u32, nonce: &str) -> Vec<u8> {
     format!("weft hello {protocol} {nonce}").into_bytes()
+}
+
+/// The bytes that a hello with a token signs: those of [`challenge_bytes`], a space and the
+/// token, so that nobody can put a token into another worker's hello.
+pub fn invited_bytes(protocol: u32, nonce: &str, token: &str) -> Vec<u8> {
+    format!("weft hello {protocol} {nonce} {token}").into_bytes()
 }

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use protocol::{AssignmentId, Span};
+use protocol::{AssignmentId, Span, WorkerId};
 
 use crate::Scheduler;
 use crate::cover::unique_bytes;
@@ -26,6 +26,11 @@ impl Scheduler {
             cached_sessions: self.sessions.values().filter(|s| s.is_cached()).count(),
             log_bytes: self.log_bytes(),
         }
+    }
+
+    /// Rows that a worker has computed since it joined; none if it is not here.
+    pub fn rows_of(&self, worker: WorkerId) -> u64 {
+        self.workers.get(&worker).map_or(0, |w| w.rows)
     }
 
     /// What must hold after every event, for the simulation to ask.

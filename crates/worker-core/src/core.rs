@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, VecDeque};
 
 use protocol::{
     AssignmentId, BlobHash, FromWorker, Hello, NAME_BYTES_MAX, NOTE_BYTES_MAX, NOTES_MAX,
-    PROTOCOL_VERSION, ToWorker, challenge_bytes, clean_text, clean_text_to,
+    PROTOCOL_VERSION, ToWorker, challenge_bytes, clean_text, clean_text_to, invited_bytes,
 };
 
 use crate::assignments::{Blob, Held};
@@ -139,7 +139,11 @@ impl WorkerCore {
                     return self.close(&reason, false);
                 }
                 self.phase = Phase::Signing;
-                self.act(Action::Sign { message: challenge_bytes(protocol, &nonce) });
+                let message = match &self.config.token {
+                    Some(token) => invited_bytes(protocol, &nonce, token),
+                    None => challenge_bytes(protocol, &nonce),
+                };
+                self.act(Action::Sign { message });
             }
             (Phase::Introduced, ToWorker::Welcome { worker, blob_token, trusted }) => {
                 self.phase = Phase::Joined;

@@ -108,7 +108,7 @@ async fn the_fleet_is_shown() {
                 }],
                 "layer_tokens_per_s": 12.5, "hop_ms": 0.5, "steps_in_flight": 1, "rows": 9,
                 "agreements": 12, "disagreements": 1, "rows_verified": 34,
-                "idle_because": null,
+                "idle_because": null, "record": null,
             }],
             "sessions": [{
                 "id": 3, "request": 2, "model": "m",
