@@ -90,6 +90,7 @@ fn measure(flags: &Flags, blobs: &Path) -> (f64, f64) {
         (warm_up..warm_up + decode).for_each(|position| step(1, position, &tokens[..1], 1));
     });
     let prefill_rate = rate(prompt, || {
+        let tokens = &tokens[..prompt as usize];
         for (position, part) in (0..).step_by(CHUNK as usize).zip(tokens.chunks(CHUNK as usize)) {
             let is_last = position + part.len() as u32 == prompt;
             step(2, position, part, u32::from(is_last));
