@@ -1,8 +1,7 @@
 //! What a tab holds, followed from what the coordinator and the worker say, for its owner.
 
-use std::collections::BTreeMap;
-
 use api::{TabPhase, TabShard};
+use litemap::LiteMap;
 use protocol::{Assignment, AssignmentId, FromWorker, Span, ToWorker};
 use worker_core::{ASSIGNMENTS_MAX, ShardKey};
 
@@ -11,7 +10,7 @@ use crate::figures::layers_of;
 /// The assignments that are not over.
 #[derive(Clone, Debug, Default)]
 pub struct Holdings {
-    held: BTreeMap<AssignmentId, Holding>,
+    held: LiteMap<AssignmentId, Holding>,
 }
 
 #[derive(Clone, Debug)]
@@ -97,8 +96,8 @@ impl Holdings {
 
     /// A shard is loaded; its model has so many layers.
     pub fn loaded(&mut self, shard: ShardKey, layers: u32) {
-        let held = self.held.values_mut().find(|held| held.shard == Some(shard));
-        if let Some(held) = held {
+        let held = self.held.iter_mut().find(|(_, held)| held.shard == Some(shard));
+        if let Some((_, held)) = held {
             held.layers = Some(layers);
         }
     }

@@ -136,7 +136,7 @@ async fn adapter() -> Result<Adapter, String> {
     });
     let fallback = |object: &JsValue| js::get(object, "isFallbackAdapter").is_truthy();
     let software = ["swiftshader", "llvmpipe", "lavapipe", "basic render"];
-    let says = |name: &str| software.iter().any(|word| name.to_lowercase().contains(word));
+    let says = |name: &str| software.iter().any(|word| name.to_ascii_lowercase().contains(word));
     let named = [text("description"), text("architecture"), text("device")];
     let is_software =
         fallback(&info) || fallback(&adapter) || named.into_iter().flatten().any(|n| says(&n));

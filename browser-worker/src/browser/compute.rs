@@ -1,13 +1,14 @@
 //! The task that owns the shards and executes, in order, what touches them.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::future::poll_fn;
 use std::rc::Rc;
 use std::task::{Poll, Waker};
 
 use api::TabSettings;
 use engine::{BlobBytes, Class, Shard};
+use litemap::LiteMap;
 use protocol::{Assignment, SessionId};
 use shards::{LoadError, Shards, Source, SourceError};
 use worker_core::{Event, Run, ShardKey};
@@ -52,7 +53,7 @@ struct Shared {
     /// The shards, while none of them is at work.
     shards: RefCell<Option<Shards>>,
     /// By shard, those on the CPU that share their work.
-    hired: RefCell<BTreeMap<ShardKey, Hired>>,
+    hired: RefCell<LiteMap<ShardKey, Hired>>,
     settings: Rc<RefCell<TabSettings>>,
     inbox: Inbox,
     start: u64,

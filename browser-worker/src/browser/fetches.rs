@@ -1,9 +1,10 @@
 //! The fetches of one connection.
 
 use std::cell::Cell;
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 use std::rc::Rc;
 
+use litemap::LiteMap;
 use protocol::{BlobHash, BlobRef};
 
 use super::http::Cancel;
@@ -20,14 +21,14 @@ const PROGRESS_EVERY_MS: f64 = 250.0;
 pub struct Fetches {
     weights: Rc<Weights>,
     inbox: Inbox,
-    running: BTreeMap<BlobHash, Cancel>,
+    running: LiteMap<BlobHash, Cancel>,
     waiting: VecDeque<BlobRef>,
 }
 
 impl Fetches {
     /// None yet.
     pub fn new(weights: Rc<Weights>, inbox: Inbox) -> Fetches {
-        Fetches { weights, inbox, running: BTreeMap::new(), waiting: VecDeque::new() }
+        Fetches { weights, inbox, running: LiteMap::new(), waiting: VecDeque::new() }
     }
 
     /// Has a blob fetched, as soon as it is its turn.
@@ -54,7 +55,7 @@ impl Fetches {
     /// None is needed any more.
     pub fn forget_all(&mut self) {
         self.waiting.clear();
-        for cancel in std::mem::take(&mut self.running).into_values() {
+        for cancel in std::mem::take(&mut self.running).into_iter().map(|(_, cancel)| cancel) {
             cancel.cancel();
         }
         self.weights.forget_all();

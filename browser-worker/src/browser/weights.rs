@@ -1,11 +1,11 @@
 //! The weights: in the origin's files or in memory, else from the coordinator.
 
 use std::cell::{Cell, RefCell};
-use std::collections::{BTreeMap, BTreeSet};
 use std::rc::Rc;
 use std::sync::{Arc, Weak};
 
 use engine::BlobBytes;
+use litemap::LiteMap;
 use protocol::{BlobHash, BlobRef};
 use shards::{Source, SourceError};
 
@@ -32,15 +32,15 @@ pub struct Weights {
     /// What is on disk over the owner's bound, as it is in use.
     over: RefCell<Option<NoRoom>>,
     /// Why a blob that is wanted is not on disk.
-    unkept: RefCell<BTreeMap<BlobHash, Unkept>>,
-    memory: RefCell<BTreeMap<BlobHash, Arc<Vec<u8>>>>,
+    unkept: RefCell<LiteMap<BlobHash, Unkept>>,
+    memory: RefCell<LiteMap<BlobHash, Arc<Vec<u8>>>>,
     /// What shards on the CPU share.
-    given: RefCell<BTreeMap<BlobHash, Weak<Vec<u8>>>>,
+    given: RefCell<LiteMap<BlobHash, Weak<Vec<u8>>>>,
     /// Blobs that assignments need, and so many bytes each.
-    wanted: RefCell<BTreeMap<BlobHash, u64>>,
+    wanted: RefCell<LiteMap<BlobHash, u64>>,
     token: RefCell<String>,
     /// Blobs that were read or came, whole and right, since the page was loaded.
-    verified: RefCell<BTreeSet<BlobHash>>,
+    verified: RefCell<LiteMap<BlobHash, ()>>,
     /// The index is being written; it has changed since.
     saving: Cell<bool>,
     unsaved: Cell<bool>,
@@ -242,7 +242,7 @@ impl Weights {
         let request = Request { blob, token: &token, cancel, meter: &self.meter };
         let landed = download(&request, store.as_deref(), progress).await;
         let landed = landed.inspect_err(|_| self.kept.borrow_mut().broke_off(&blob.hash))?;
-        self.verified.borrow_mut().insert(blob.hash.clone());
+        self.verified.borrow_mut().insert(blob.hash.clone(), ());
         let bytes = match (landed, store) {
             (Landed::Disk, Some(store)) => {
                 let renamed = store.rename_blob(&partial(&blob.hash), &blob.hash).await;
@@ -411,7 +411,7 @@ impl Weights {
         }
         match hasher.finalize().to_hex().as_str() == hash {
             true => {
-                self.verified.borrow_mut().insert(hash.to_owned());
+                self.verified.borrow_mut().insert(hash.to_owned(), ());
                 Ok(())
             }
             false => Err("what lies on disk hashes to something else".into()),
@@ -474,7 +474,7 @@ impl Source for Supply {
     ) -> Result<(), String> {
         let weights = &self.0;
         // What a device has taken cannot be taken back: nothing goes there unchecked.
-        if !weights.verified.borrow().contains(hash) || !weights.is_here(hash) {
+        if !weights.verified.borrow().contains_key(hash) || !weights.is_here(hash) {
             let read = weights.read_again(hash, &mut |_, _| Ok(())).await;
             read.map_err(|error| error.to_string())?;
         }

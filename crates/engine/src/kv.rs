@@ -5,11 +5,11 @@
 //! lanes when scores are computed. Pages are allocated when first needed, at most
 //! `pages_max`, zeroed once, and reused.
 
-use std::collections::BTreeMap;
+use litemap::LiteMap;
+use numerics::PAGE_POSITIONS;
 
 use crate::cpu::Element;
 use crate::types::{Segment, StepError};
-use numerics::PAGE_POSITIONS;
 
 /// Shape of a page.
 #[derive(Clone, Copy, Debug)]
@@ -47,7 +47,7 @@ pub(crate) struct PageTable {
     pages_max: u32,
     refs: Vec<u32>,
     free: Vec<u32>,
-    sessions: BTreeMap<u64, Session>,
+    sessions: LiteMap<u64, Session>,
 }
 
 /// A shared page that must be copied, all of it, before the step writes to the copy.
@@ -64,7 +64,7 @@ fn pages_for(positions: u32) -> usize {
 impl PageTable {
     pub(crate) fn new(pages_max: u32) -> PageTable {
         let (refs, free) = (Vec::new(), Vec::new());
-        PageTable { pages_max, refs, free, sessions: BTreeMap::new() }
+        PageTable { pages_max, refs, free, sessions: LiteMap::new() }
     }
 
     /// Pages that were ever taken: their numbers are below it.
@@ -159,7 +159,7 @@ impl PageTable {
     fn check_room(&self, segments: &[Segment]) -> Result<(), StepError> {
         let mut pages_free = self.pages_free();
         // Two sharers in one step: once the first has its copy, the last keeps the page.
-        let mut copies: BTreeMap<u32, u32> = BTreeMap::new();
+        let mut copies: LiteMap<u32, u32> = LiteMap::new();
         for s in segments {
             let held = self.sessions.get(&s.session);
             let pages = held.map_or(&[][..], |h| &h.pages[..]);

@@ -1,7 +1,6 @@
 //! What a step may be, and how its rows are cut into passes: the same for every backend.
 
-use std::collections::BTreeSet;
-
+use litemap::LiteMap;
 use numerics::POSITIONS_MAX;
 use numerics::finite::{NOT_FINITE, magnitude_bits};
 
@@ -42,10 +41,10 @@ impl StepShape {
     /// Checks everything about a step that does not need the cache; the rows in all.
     pub(crate) fn check(&self, segments: &[Segment], input: Input<'_>) -> Result<usize, StepError> {
         let shape = |what: String| Err(StepError::Shape(what));
-        let mut seen = BTreeSet::new();
+        let mut seen: LiteMap<_, ()> = LiteMap::new();
         let (mut rows, mut logits_rows) = (0usize, 0usize);
         for s in segments {
-            if s.rows == 0 || !seen.insert(s.session) {
+            if s.rows == 0 || seen.insert(s.session, ()).is_some() {
                 return shape(format!("session {} has no rows or occurs twice", s.session));
             }
             if self.has_head && s.logits_rows > s.rows {

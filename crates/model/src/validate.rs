@@ -1,7 +1,6 @@
 //! Reading a manifest from someone who may lie, and what its readers ask of it.
 
-use std::collections::BTreeMap;
-
+use litemap::LiteMap;
 use thiserror::Error;
 
 use crate::convert::{check_name, place_in_blob};
@@ -93,7 +92,7 @@ impl Manifest {
         }
         self.check_numbers()
             .map_err(|what| ManifestError::Inconsistent { place: "the model".to_owned(), what })?;
-        let mut bytes_by_hash = BTreeMap::new();
+        let mut bytes_by_hash = LiteMap::new();
         for (i, part) in self.parts.iter().enumerate() {
             self.check_part(i, part, &mut bytes_by_hash)
                 .map_err(|what| ManifestError::Inconsistent { place: format!("part {i}"), what })?;
@@ -126,7 +125,7 @@ impl Manifest {
         &'m self,
         index: usize,
         part: &'m Part,
-        bytes_by_hash: &mut BTreeMap<&'m str, u64>,
+        bytes_by_hash: &mut LiteMap<&'m str, u64>,
     ) -> Result<(), String> {
         let head = index == self.parts.len() - 1;
         let expected = if head { 2 } else { 1 };
@@ -214,9 +213,9 @@ impl Manifest {
     /// If it goes beyond the parts.
     pub fn blobs_of(&self, parts: std::ops::Range<u32>) -> Vec<&Blob> {
         let mut blobs: Vec<&Blob> = Vec::new();
-        let mut seen = std::collections::BTreeSet::new();
+        let mut seen: LiteMap<_, ()> = LiteMap::new();
         for part in &self.parts[parts.start as usize..parts.end as usize] {
-            blobs.extend(part.blobs.iter().filter(|blob| seen.insert(&blob.hash)));
+            blobs.extend(part.blobs.iter().filter(|blob| seen.insert(&blob.hash, ()).is_none()));
         }
         blobs
     }

@@ -1,8 +1,7 @@
 //! Tensor frames: a step's rows to a worker, and its results back.
 
-use std::collections::BTreeSet;
-
 use bytes::Bytes;
+use litemap::LiteMap;
 
 use crate::control::{AssignmentId, SessionId, Span};
 use crate::limits::{PARTS_MAX, PAYLOAD_BYTES_MAX, POSITIONS_MAX, ROWS_MAX, SEGMENTS_MAX};
@@ -229,10 +228,10 @@ impl Frame {
         if self.span.first >= self.span.end || self.span.end > PARTS_MAX {
             return Err(FrameError::Value { field: "end of the span", got: self.span.end.into() });
         }
-        let mut sessions = BTreeSet::new();
+        let mut sessions: LiteMap<_, ()> = LiteMap::new();
         for (index, s) in self.segments.iter().enumerate() {
             s.validate(self.kind, index)?;
-            if !sessions.insert(s.session) {
+            if sessions.insert(s.session, ()).is_some() {
                 let got = s.session.0;
                 return Err(FrameError::Segment { index, field: "repeated session", got });
             }

@@ -1,7 +1,6 @@
 //! Control messages to and from JSON, every length and range checked on both sides.
 
-use std::collections::BTreeSet;
-
+use litemap::LiteMap;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::control::{Assignment, BlobRef, FromWorker, Hello, ToWorker};
@@ -264,9 +263,9 @@ fn distinct<'a>(
     field: &'static str,
     texts: impl Iterator<Item = &'a String>,
 ) -> Result<(), ControlError> {
-    let mut seen = BTreeSet::new();
+    let mut seen: LiteMap<_, ()> = LiteMap::new();
     for text in texts {
-        check(field, seen.insert(text), || format!("{text} stands there twice"))?;
+        check(field, seen.insert(text, ()).is_none(), || format!("{text} stands there twice"))?;
     }
     Ok(())
 }

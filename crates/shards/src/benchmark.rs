@@ -1,9 +1,9 @@
 //! How fast this machine works through weights: the real kernels, at a typical shape.
 
-use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use engine::{BlobBytes, Class, Input, Limits, Segment, Shard};
+use litemap::LiteMap;
 use model::layout::{LAYOUT_VERSION, Layout, TENSOR_ALIGN};
 use model::manifest::{
     Architecture, Blob, Dims, MANIFEST_FORMAT, Manifest, Part, Role, Rope, RopePairs, Tensor,
@@ -61,8 +61,8 @@ pub fn bytes_per_s(threads: u32, clock: impl Fn() -> f64) -> Result<[f64; 2], St
 
 /// A model whose layers hold any 4-bit numbers, small enough that no sum overflows; the
 /// ends are there in name only.
-fn synthetic() -> (Manifest, BTreeMap<String, BlobBytes>, u64) {
-    let mut blobs = BTreeMap::new();
+fn synthetic() -> (Manifest, LiteMap<String, BlobBytes>, u64) {
+    let mut blobs: LiteMap<_, _> = LiteMap::new();
     let mut weight_bytes = 0;
     let mut parts = vec![Part { blobs: vec![describe(&[Role::TokenEmbedding], 0)] }];
     for layer in 1..=DIMS.layers {
@@ -74,7 +74,7 @@ fn synthetic() -> (Manifest, BTreeMap<String, BlobBytes>, u64) {
     let (norm, head) = (&[Role::OutputNorm], &[Role::Output]);
     let last = DIMS.layers + 1;
     parts.push(Part { blobs: vec![describe(norm, last), describe(head, last + 1)] });
-    let inv_freq = (0..DIMS.head_dim / 2).map(|i| 1e4f64.powf(-2.0 * f64::from(i) / 64.0));
+    let inv_freq = (1..=DIMS.head_dim / 2).map(|i| 1.0 / f64::from(i));
     let manifest = Manifest {
         format: MANIFEST_FORMAT,
         layout_version: LAYOUT_VERSION,

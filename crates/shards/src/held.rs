@@ -1,12 +1,11 @@
 //! Loading, running and letting go of shards.
 
-use std::collections::{BTreeMap, BTreeSet};
-
 use bytes::Bytes;
 use engine::{Class, Input, Limits, Output, StepError, kv_page_bytes};
+use litemap::LiteMap;
 use model::Manifest;
 use protocol::payload::{elements, to_payload};
-use protocol::{Assignment, BlobHash, Dtype, SessionId};
+use protocol::{Assignment, BlobHash, BlobRef, Dtype, SessionId};
 use worker_core::{Run, RunFault, Shape, ShardKey};
 
 use crate::source::{Blobs, Source, SourceError};
@@ -97,13 +96,13 @@ impl From<SourceError> for LoadError {
 pub struct Shards {
     computer: Computer,
     memory_bytes: u64,
-    held: BTreeMap<ShardKey, Held>,
+    held: LiteMap<ShardKey, Held>,
 }
 
 struct Held {
     state: Result<Loaded, String>,
     /// For the sum of what is held: weights, which shards on the CPU share, and the KV cache.
-    blobs: BTreeMap<BlobHash, u64>,
+    blobs: LiteMap<BlobHash, u64>,
     kv_bytes: u64,
 }
 
@@ -116,7 +115,7 @@ enum Loaded {
 impl Shards {
     /// No shards yet. `memory_bytes` bounds weights and KV caches of all together.
     pub fn new(computer: Computer, memory_bytes: u64) -> Shards {
-        Shards { computer, memory_bytes, held: BTreeMap::new() }
+        Shards { computer, memory_bytes, held: LiteMap::new() }
     }
 
     /// What computes.
@@ -136,7 +135,13 @@ impl Shards {
         let new = with.into_iter().flat_map(|a| &a.blobs).map(|blob| (&blob.hash, blob.bytes));
         match self.computer {
             // Mapped once, whoever reads them.
-            Computer::Cpu { .. } => held.chain(new).collect::<BTreeMap<_, _>>().values().sum(),
+            Computer::Cpu { .. } => {
+                let mut once: LiteMap<&BlobHash, u64> = LiteMap::new();
+                for (hash, bytes) in held.chain(new) {
+                    once.insert(hash, bytes);
+                }
+                once.values().sum()
+            }
             // Each shard has its own copy there.
             #[cfg(feature = "gpu")]
             Computer::Gpu(_) => held.chain(new).map(|(_, bytes)| bytes).sum(),
@@ -172,17 +177,20 @@ impl Shards {
             &Computer::Cpu { threads } => {
                 let limits = Limits::new(assignment.kv_pages, threads);
                 let mut blobs = Blobs::new();
-                let hashes: BTreeSet<&BlobHash> =
-                    assignment.blobs.iter().map(|blob| &blob.hash).collect();
-                for hash in hashes {
-                    let bytes = source.whole(hash).await?;
-                    blobs.insert(hash.clone(), bytes);
+                for BlobRef { hash, .. } in &assignment.blobs {
+                    if !blobs.contains_key(hash) {
+                        let bytes = source.whole(hash).await?;
+                        blobs.insert(hash.clone(), bytes);
+                    }
                 }
                 let loaded = SpanShards::load(manifest, assignment.span, class, blobs, limits);
                 Loaded::Cpu(Box::new(loaded.map_err(|e| LoadError::Engine(e.to_string()))?))
             }
         };
-        let blobs = assignment.blobs.iter().map(|b| (b.hash.clone(), b.bytes)).collect();
+        let mut blobs: LiteMap<_, _> = LiteMap::new();
+        for blob in &assignment.blobs {
+            blobs.insert(blob.hash.clone(), blob.bytes);
+        }
         self.held.insert(shard, Held { state: Ok(loaded), blobs, kv_bytes: kv });
         Ok(Shape { layers: dims.layers, d_model: dims.d_model, vocab: dims.vocab })
     }

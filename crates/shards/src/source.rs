@@ -1,8 +1,7 @@
 //! Where the bytes of blobs come from when a shard is loaded.
 
-use std::collections::BTreeMap;
-
 use engine::BlobBytes;
+use litemap::LiteMap;
 use protocol::BlobHash;
 
 /// Bytes handed on at once by [`Blobs`].
@@ -40,7 +39,7 @@ pub trait Source {
 }
 
 /// Blobs that are in memory, or mapped.
-pub type Blobs = BTreeMap<BlobHash, BlobBytes>;
+pub type Blobs = LiteMap<BlobHash, BlobBytes>;
 
 impl Source for Blobs {
     async fn whole(&mut self, hash: &str) -> Result<BlobBytes, SourceError> {

@@ -5,9 +5,8 @@
 //! are allocated when they are first needed and the coordinator admits sessions by the
 //! assignment's pages whatever parts they use, so the parts together stay within that.
 
-use std::collections::BTreeMap;
-
 use engine::{Class, Input, Limits, LoadError, Output, Segment, Shard, StepError};
+use litemap::LiteMap;
 use model::Manifest;
 use protocol::Span;
 
@@ -24,9 +23,9 @@ pub(crate) struct SpanShards {
     class: Class,
     blobs: Blobs,
     limits: Limits,
-    shards: BTreeMap<Span, Shard>,
+    shards: LiteMap<Span, Shard>,
     /// Where each session's KV lies.
-    homes: BTreeMap<u64, Span>,
+    homes: LiteMap<u64, Span>,
 }
 
 impl SpanShards {
@@ -38,7 +37,7 @@ impl SpanShards {
         blobs: Blobs,
         limits: Limits,
     ) -> Result<SpanShards, LoadError> {
-        let (shards, homes) = (BTreeMap::new(), BTreeMap::new());
+        let (shards, homes) = (LiteMap::new(), LiteMap::new());
         let mut loaded = SpanShards { manifest, whole: span, class, blobs, limits, shards, homes };
         loaded.shard(span)?;
         Ok(loaded)
@@ -86,7 +85,9 @@ impl SpanShards {
     ) -> Result<Output, StepError> {
         let head = self.manifest.dims.layers + 1;
         if span.first < head && span.end > 1 {
-            self.homes.extend(segments.iter().map(|s| (s.session, span)));
+            for s in segments {
+                self.homes.insert(s.session, span);
+            }
         }
         let shard = self.shard(span).map_err(|error| StepError::Shape(error.to_string()))?;
         shard.step(segments, input)

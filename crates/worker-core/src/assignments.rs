@@ -1,7 +1,6 @@
 //! Assignments: from `assign` over fetching and loading to `ready`, and their end.
 
-use std::collections::{BTreeMap, BTreeSet};
-
+use litemap::LiteMap;
 use protocol::{Assignment, AssignmentId, BlobHash, BlobRef, FromWorker, clean_text};
 
 use crate::core::WorkerCore;
@@ -41,7 +40,7 @@ pub(crate) struct Blob {
     bytes: u64,
     /// Of which so many are here; all of them only once its hash matched.
     bytes_here: u64,
-    users: BTreeSet<AssignmentId>,
+    users: LiteMap<AssignmentId, ()>,
 }
 
 impl Held {
@@ -79,9 +78,9 @@ impl WorkerCore {
             return self.act(Action::Send(FromWorker::Failed { assignment: id, reason }));
         }
         for blob in blobs_of(&assignment) {
-            let new = Blob { bytes: blob.bytes, bytes_here: 0, users: BTreeSet::new() };
+            let new = Blob { bytes: blob.bytes, bytes_here: 0, users: LiteMap::new() };
             let known = self.blobs.contains_key(&blob.hash);
-            self.blobs.entry(blob.hash.clone()).or_insert(new).users.insert(id);
+            self.blobs.entry(blob.hash.clone()).or_insert(new).users.insert(id, ());
             if !known {
                 self.act(Action::Fetch(blob.clone()));
             }
@@ -111,11 +110,10 @@ impl WorkerCore {
             }
         }
         let staying = self.assignments.values().filter(|h| !h.leaving).map(|h| &h.assignment);
-        let weights: BTreeMap<&BlobHash, u64> = staying
-            .chain([assignment])
-            .flat_map(|a| &a.blobs)
-            .map(|blob| (&blob.hash, blob.bytes))
-            .collect();
+        let mut weights: LiteMap<&BlobHash, u64> = LiteMap::new();
+        for blob in staying.chain([assignment]).flat_map(|a| &a.blobs) {
+            weights.insert(&blob.hash, blob.bytes);
+        }
         let needed = weights.values().copied().fold(0, u64::saturating_add);
         let lent = self.config.memory_bytes;
         if needed > lent {
@@ -128,14 +126,14 @@ impl WorkerCore {
         let Some(blob) = self.blobs.get_mut(hash) else { return };
         // The last byte counts when the hash matched.
         blob.bytes_here = blob.bytes_here.max(bytes.min(blob.bytes.saturating_sub(1)));
-        let users: Vec<AssignmentId> = blob.users.iter().copied().collect();
+        let users: Vec<AssignmentId> = blob.users.keys().copied().collect();
         users.into_iter().for_each(|id| self.report_progress(id));
     }
 
     pub(crate) fn blob_ready(&mut self, hash: &BlobHash) {
         let Some(blob) = self.blobs.get_mut(hash) else { return };
         blob.bytes_here = blob.bytes;
-        let users: Vec<AssignmentId> = blob.users.iter().copied().collect();
+        let users: Vec<AssignmentId> = blob.users.keys().copied().collect();
         for id in users {
             self.report_progress(id);
             self.load_if_complete(id);
@@ -144,7 +142,7 @@ impl WorkerCore {
 
     pub(crate) fn blob_failed(&mut self, hash: &BlobHash, reason: &str) {
         let Some(blob) = self.blobs.get(hash) else { return };
-        let users: Vec<AssignmentId> = blob.users.iter().copied().collect();
+        let users: Vec<AssignmentId> = blob.users.keys().copied().collect();
         for id in users {
             self.fail(id, reason);
         }

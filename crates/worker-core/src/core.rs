@@ -1,7 +1,8 @@
 //! The state machine's frame: greeting, leaving, and who handles which event.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
+use litemap::LiteMap;
 use protocol::{
     AssignmentId, BlobHash, FromWorker, Hello, NAME_BYTES_MAX, NOTE_BYTES_MAX, NOTES_MAX,
     PROTOCOL_VERSION, ToWorker, challenge_bytes, clean_text, clean_text_to, invited_bytes,
@@ -20,8 +21,8 @@ pub struct WorkerCore {
     drain: Option<Drain>,
     /// Whether nobody sees the worker's tab.
     hidden: bool,
-    pub(crate) assignments: BTreeMap<AssignmentId, Held>,
-    pub(crate) blobs: BTreeMap<BlobHash, Blob>,
+    pub(crate) assignments: LiteMap<AssignmentId, Held>,
+    pub(crate) blobs: LiteMap<BlobHash, Blob>,
     /// What came in and touches shards, in order.
     pub(crate) waiting: VecDeque<Waiting>,
     pub(crate) running: Option<Running>,
@@ -64,8 +65,8 @@ impl WorkerCore {
             phase: Phase::Greeting,
             drain: None,
             hidden: false,
-            assignments: BTreeMap::new(),
-            blobs: BTreeMap::new(),
+            assignments: LiteMap::new(),
+            blobs: LiteMap::new(),
             waiting: VecDeque::new(),
             running: None,
             last_key: 0,

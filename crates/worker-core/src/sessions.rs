@@ -1,7 +1,8 @@
 //! What a shard knows of its sessions: the newest epoch, and the positions held.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::VecDeque;
 
+use litemap::LiteMap;
 use protocol::{Segment, SessionId, Span, Status};
 
 use crate::limits::{EPOCHS_KEPT_MAX, SESSIONS_MAX};
@@ -9,7 +10,7 @@ use crate::limits::{EPOCHS_KEPT_MAX, SESSIONS_MAX};
 /// The sessions of one shard.
 #[derive(Debug, Default)]
 pub(crate) struct Sessions {
-    records: BTreeMap<SessionId, Record>,
+    records: LiteMap<SessionId, Record>,
     /// Records without KV, the oldest first, each with its stamp; an entry whose record has
     /// another stamp by now says nothing.
     without_kv: VecDeque<(SessionId, u64)>,

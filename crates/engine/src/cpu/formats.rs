@@ -26,7 +26,8 @@ impl Block {
         Block { q: [0; 512], d: [0.0; 16], d_high: [0.0; 16], m: [0.0; 16] };
 }
 
-/// How one tiled layout is read.
+/// How one tiled layout is read. In a module for browsers, where only slow paths do so, each is
+/// there once.
 pub(crate) trait Format {
     const LAYOUT: Layout;
     /// Two scales per block, for its 16-column halves.
@@ -75,7 +76,8 @@ fn nibbles(bytes: &[u8], offset: i8, q: &mut [i8; 512]) {
 
 impl Format for Q4S {
     const LAYOUT: Layout = Layout::Q4S;
-    #[inline(always)]
+    #[cfg_attr(not(target_arch = "wasm32"), inline(always))]
+    #[cfg_attr(target_arch = "wasm32", inline(never))]
     fn read(cell: &[u8], _b: usize, out: &mut Block) {
         nibbles(&cell[..256], 8, &mut out.q);
         out.d = f16_lanes(&cell[256..288]);
@@ -85,7 +87,8 @@ impl Format for Q4S {
 impl Format for Q4M {
     const LAYOUT: Layout = Layout::Q4M;
     const MIN: bool = true;
-    #[inline(always)]
+    #[cfg_attr(not(target_arch = "wasm32"), inline(always))]
+    #[cfg_attr(target_arch = "wasm32", inline(never))]
     fn read(cell: &[u8], _b: usize, out: &mut Block) {
         nibbles(&cell[..256], 0, &mut out.q);
         out.d = f16_lanes(&cell[256..288]);
@@ -95,7 +98,8 @@ impl Format for Q4M {
 
 impl Format for Q5S {
     const LAYOUT: Layout = Layout::Q5S;
-    #[inline(always)]
+    #[cfg_attr(not(target_arch = "wasm32"), inline(always))]
+    #[cfg_attr(target_arch = "wasm32", inline(never))]
     fn read(cell: &[u8], _b: usize, out: &mut Block) {
         nibbles(&cell[..256], 16, &mut out.q);
         let (highs, _) = cell[256..320].as_chunks::<4>();
@@ -113,7 +117,8 @@ impl Format for Q5S {
 
 impl Format for Q8 {
     const LAYOUT: Layout = Layout::Q8;
-    #[inline(always)]
+    #[cfg_attr(not(target_arch = "wasm32"), inline(always))]
+    #[cfg_attr(target_arch = "wasm32", inline(never))]
     fn read(cell: &[u8], _b: usize, out: &mut Block) {
         for (q, &byte) in out.q.iter_mut().zip(&cell[..512]) {
             *q = byte as i8;
@@ -125,7 +130,8 @@ impl Format for Q8 {
 impl Format for Q4K {
     const LAYOUT: Layout = Layout::Q4K;
     const MIN: bool = true;
-    #[inline(always)]
+    #[cfg_attr(not(target_arch = "wasm32"), inline(always))]
+    #[cfg_attr(target_arch = "wasm32", inline(never))]
     fn read(cell: &[u8], b: usize, out: &mut Block) {
         let (d, dmin) = (f16_lanes(&cell[..32]), f16_lanes(&cell[32..64]));
         let block = &cell[64 + b * 288..64 + (b + 1) * 288];
@@ -140,7 +146,8 @@ impl Format for Q4K {
 impl Format for Q6K {
     const LAYOUT: Layout = Layout::Q6K;
     const HALVES: bool = true;
-    #[inline(always)]
+    #[cfg_attr(not(target_arch = "wasm32"), inline(always))]
+    #[cfg_attr(target_arch = "wasm32", inline(never))]
     fn read(cell: &[u8], b: usize, out: &mut Block) {
         let d = f16_lanes(&cell[..32]);
         let block = &cell[32 + b * 416..32 + (b + 1) * 416];

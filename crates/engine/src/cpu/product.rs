@@ -299,7 +299,7 @@ fn lookup_tiled<F: Format>(matrix: &Matrix, r: usize, out: &mut [f32]) {
         let cell = b / blocks_per_cell * F::LAYOUT.cell_bytes();
         let cell = &cells[cell..cell + F::LAYOUT.cell_bytes()];
         F::read(cell, b % blocks_per_cell, &mut block);
-        portable::dequantise::<F>(&block, &mut weights);
+        portable::dequantise(F::HALVES, F::MIN, &block, &mut weights);
         for (o, w) in out.iter_mut().zip(&weights) {
             *o = w[r % TILE_ROWS];
         }

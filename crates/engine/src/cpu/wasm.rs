@@ -116,8 +116,9 @@ fn tile<F: Format, const RELAXED: bool, const N: usize>(
         // The activations' splats are shared by all rows.
         max = rows::<F, RELAXED, 4, N>(cells, columns, 0, &mut out);
     } else {
-        // As many sums as there are registers; the loop has the code once.
-        for first in [2, 0] {
+        // As many sums as there are registers. The compiler is not to know that these are two
+        // numbers: it would have the code twice.
+        for first in std::hint::black_box([2, 0]) {
             max = rows::<F, RELAXED, 2, N>(cells, columns, first, &mut out);
         }
     }

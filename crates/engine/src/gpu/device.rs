@@ -265,7 +265,7 @@ fn backend_name(backend: Backend) -> String {
         Backend::Dx12 => "dx12".to_owned(),
         Backend::BrowserWebGpu => "webgpu".to_owned(),
         Backend::Noop | Backend::Vulkan | Backend::Metal | Backend::Gl => {
-            format!("{backend:?}").to_lowercase()
+            format!("{backend:?}").to_ascii_lowercase()
         }
     }
 }

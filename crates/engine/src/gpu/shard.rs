@@ -1,8 +1,8 @@
 //! A shard on a GPU: loading, sessions, and the contract of its steps.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
+use litemap::LiteMap;
 use model::Manifest;
 
 use crate::kv::PageTable;
@@ -44,7 +44,7 @@ pub struct GpuShard {
     machine: Machine,
     table: PageTable,
     /// Through which layers each session runs: its KV is of those alone.
-    homes: BTreeMap<u64, Range<u32>>,
+    homes: LiteMap<u64, Range<u32>>,
 }
 
 impl GpuShard {
@@ -111,7 +111,7 @@ impl GpuShard {
             is_complete: false,
             machine,
             table: PageTable::new(limits.kv_pages_max),
-            homes: BTreeMap::new(),
+            homes: LiteMap::new(),
         })
     }
 

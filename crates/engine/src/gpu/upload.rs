@@ -1,7 +1,8 @@
 //! Weights on their way into GPU buffers: blobs come in pieces of any size, in order.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
+
+use litemap::LiteMap;
 
 use crate::types::LoadError;
 
@@ -64,7 +65,7 @@ struct Blob {
 /// Which parts of which blobs go into which buffers, and what has arrived.
 #[derive(Default)]
 pub(crate) struct Upload {
-    blobs: BTreeMap<String, Blob>,
+    blobs: LiteMap<String, Blob>,
     staged: u64,
 }
 

@@ -1,8 +1,8 @@
 //! A span's weights as GPU buffers, still empty: which tensor goes where.
 
-use std::collections::BTreeMap;
 use std::ops::Range;
 
+use litemap::LiteMap;
 use model::Manifest;
 use model::layout::TILE_ROWS;
 use model::manifest::{Blob, Role, Tensor};
@@ -58,7 +58,7 @@ impl Weights {
         allocator: &mut Allocator<'_>,
         upload: &mut Upload,
     ) -> Result<Weights, LoadError> {
-        let mut maker = Maker { manifest, allocator, upload, bytes_max, made: BTreeMap::new() };
+        let mut maker = Maker { manifest, allocator, upload, bytes_max, made: LiteMap::new() };
         let mut weights = Weights { embedding: None, layers: Vec::new(), head: None };
         for part in span {
             if part == 0 {
@@ -84,7 +84,7 @@ struct Maker<'a, 'b> {
     upload: &'a mut Upload,
     bytes_max: u64,
     /// Matrices by blob and offset: a tied head is the embedding again.
-    made: BTreeMap<(&'a str, u64), GpuMatrix>,
+    made: LiteMap<(&'a str, u64), GpuMatrix>,
 }
 
 impl<'a> Maker<'a, '_> {

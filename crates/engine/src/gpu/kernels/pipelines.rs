@@ -1,9 +1,9 @@
 //! Compiled kernels: one pipeline per kernel and choice of its overrides, made when it is
 //! first needed.
 
-use std::collections::BTreeMap;
 use std::sync::{Mutex, PoisonError};
 
+use litemap::LiteMap;
 use shaders::{Access, Kernel};
 
 /// A kernel's overrides and their values.
@@ -26,8 +26,8 @@ type PipelineKey = (&'static str, Vec<(&'static str, u32)>);
 
 #[derive(Default)]
 struct Made {
-    modules: BTreeMap<&'static str, (wgpu::ShaderModule, wgpu::BindGroupLayout)>,
-    pipelines: BTreeMap<PipelineKey, wgpu::ComputePipeline>,
+    modules: LiteMap<&'static str, (wgpu::ShaderModule, wgpu::BindGroupLayout)>,
+    pipelines: LiteMap<PipelineKey, wgpu::ComputePipeline>,
 }
 
 impl Pipelines {
