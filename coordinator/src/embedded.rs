@@ -170,6 +170,7 @@ fn spec(hello: Hello, id: WorkerId, which: Embedded) -> WorkerSpec {
         classes: hello.classes,
         cached: hello.cached,
         standing: Standing::default(),
+        machine: String::new(),
     }
 }
 
@@ -275,6 +276,7 @@ mod tests {
             classes: Vec::new(),
             cached: Vec::new(),
             standing: Standing::default(),
+            machine: String::new(),
         };
         driver.join(ghost, outbox).await.unwrap();
         let (second, _) = covered_by_another(&driver, Some(first)).await;

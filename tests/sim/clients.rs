@@ -7,8 +7,8 @@ use protocol::SessionId;
 use scheduler::{Action, Event, Request, RequestError, RequestId, Time};
 
 use crate::faults::{Fault, Rng, Tally};
+use crate::fleet::Setting;
 use crate::model::Oracle;
-use crate::world::LAYERS;
 
 /// What a client does at some time.
 pub enum Doing {
@@ -18,8 +18,13 @@ pub enum Doing {
     Leave { request: RequestId },
 }
 
-#[derive(Default)]
 pub struct Clients {
+    layers: u32,
+    /// Requests that got all they asked for, or were left by their client.
+    pub served: u64,
+    /// Those that failed by a deadline that was too short, or at a bound.
+    pub refused: u64,
+
     next_request: u64,
     requests: BTreeMap<RequestId, Ask>,
     sessions: BTreeMap<SessionId, Choice>,
@@ -52,14 +57,26 @@ struct Choice {
 }
 
 impl Clients {
-    /// Clients that take wrong logits as they come, or end the run at the first.
-    pub fn new(may_be_wrong: bool) -> Clients {
-        Clients { may_be_wrong, ..Clients::default() }
+    /// Clients of a model of so many layers that take wrong logits as they come, or end the run
+    /// at the first.
+    pub fn new(layers: u32, may_be_wrong: bool) -> Clients {
+        Clients {
+            layers,
+            served: 0,
+            refused: 0,
+            next_request: 0,
+            requests: BTreeMap::new(),
+            sessions: BTreeMap::new(),
+            to_come: 0,
+            may_be_wrong,
+            judged: (0, 0),
+        }
     }
 
     /// Who comes when.
-    pub fn plan(&mut self, rng: &mut Rng, until: u64) -> Vec<(u64, Doing)> {
-        let n = rng.between(10, 30);
+    pub fn plan(&mut self, rng: &mut Rng, setting: &Setting) -> Vec<(u64, Doing)> {
+        let n = rng.between(setting.requests.0, setting.requests.1);
+        let until = setting.faults_until_us;
         self.to_come = n;
         (0..n)
             .map(|_| {
@@ -79,6 +96,11 @@ impl Clients {
 
     pub fn all_done(&self) -> bool {
         self.to_come == 0 && self.requests.is_empty()
+    }
+
+    /// Requests that were made, or should have been, and have not ended.
+    pub fn lost(&self) -> u64 {
+        self.to_come + self.requests.len() as u64
     }
 
     pub fn describe(&self) -> String {
@@ -130,6 +152,7 @@ impl Clients {
                     return (Vec::new(), Vec::new());
                 }
                 tally.count(Fault::Cancelled);
+                self.served += 1;
                 self.sessions.retain(|_, s| s.request != request);
                 (vec![Event::Cancel { request }], Vec::new())
             }
@@ -145,6 +168,7 @@ impl Clients {
             return Vec::new();
         }
         let ask = self.requests.remove(&choice.request).expect("it was just there");
+        self.served += 1;
         if ask.turns_left == 0 {
             return Vec::new();
         }
@@ -173,7 +197,7 @@ impl Clients {
                 let Some(ask) = self.requests.get(&request) else { return Vec::new() };
                 assert!(cached_tokens < ask.prompt.len() as u32);
                 for (rank, session) in sessions.into_iter().enumerate() {
-                    let mut oracle = Oracle::new(LAYERS);
+                    let mut oracle = Oracle::new(self.layers);
                     ask.prompt.iter().for_each(|t| oracle.push(*t));
                     let expects = Some(ask.prompt.len() as u32 - 1);
                     let choice = Choice { request, rank, oracle, chosen: 0, expects };
@@ -192,6 +216,7 @@ impl Clients {
             Action::Refused { request, error } => {
                 let ask = self.requests.remove(&request).expect("an open request was refused");
                 self.sessions.retain(|_, s| s.request != request);
+                self.refused += 1;
                 match error {
                     RequestError::Busy { .. } | RequestError::TooManyChoices { .. } => {}
                     // Only what its client set ends a request, or what no fleet here could hold.

@@ -81,9 +81,13 @@ pub enum Fault {
     Closed,
     /// A worker was told that there is nothing for it.
     Idle,
+    /// A worker became much slower for a while.
+    Straggles,
+    /// A share of the workers was cut off for a while.
+    Partitioned,
 }
 
-pub const ALL: [Fault; 23] = [
+pub const ALL: [Fault; 25] = [
     Fault::Lost,
     Fault::Duplicated,
     Fault::Reordered,
@@ -107,6 +111,8 @@ pub const ALL: [Fault; 23] = [
     Fault::Hidden,
     Fault::Closed,
     Fault::Idle,
+    Fault::Straggles,
+    Fault::Partitioned,
 ];
 
 /// How often each struck.

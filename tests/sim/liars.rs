@@ -2,10 +2,11 @@
 
 use std::collections::BTreeMap;
 
-use protocol::{Segment, Span};
+use protocol::{Segment, Span, WorkerId};
 
 use crate::faults::Rng;
 use crate::model::D_MODEL;
+use crate::world::{Liar, World};
 
 /// How a machine lies about the boundaries that it gives.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
@@ -114,5 +115,28 @@ impl Found {
         self.wrong_logits += other.wrong_logits;
         self.verified += other.verified;
         self.refused += other.refused;
+    }
+}
+
+impl World {
+    /// A key is out: it must be a liar's.
+    pub(crate) fn banned(&mut self, key: &str, reason: &str) {
+        let Some(liar) = self.liars.get_mut(key) else {
+            panic!("{key} was banned and never lied: {reason}");
+        };
+        assert!(!std::mem::replace(&mut liar.banned, true), "{key} was banned twice");
+        let fate = self.found.fates.entry(liar.lie).or_default();
+        fate.banned += 1;
+        fate.us.push(self.now - liar.at);
+        fate.rows.push(liar.rows);
+    }
+
+    /// Keeps the books about who lies.
+    pub(crate) fn watch(&mut self, id: WorkerId) {
+        let Some(machine) = self.machines.get(&id) else { return };
+        let Some((lie, (at, before))) = machine.build.lie.zip(machine.lied) else { return };
+        let first = Liar { lie, at, rows: 0, banned: false, tried_again: false };
+        let liar = self.liars.entry(machine.build.key.clone()).or_insert(first);
+        liar.rows = machine.rows - before;
     }
 }

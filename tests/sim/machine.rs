@@ -22,6 +22,8 @@ pub struct Build {
     pub memory_bytes: u64,
     /// Virtual µs per row.
     pub row_us: u64,
+    /// For each layer of the step.
+    pub per_layer: bool,
     /// What it says of its rates, weight bytes a second.
     pub bytes_per_s: f64,
     pub layers: u32,
@@ -42,6 +44,8 @@ pub struct Machine {
     pub tick_at: Option<u64>,
     /// Nobody sees its tab, which its browser slows down.
     pub hidden: bool,
+    /// So many times slower, and until when.
+    pub straggles: (u64, u64),
     /// The next load fails.
     pub load_fails: bool,
     /// The next run says that a value overflowed.
@@ -85,6 +89,7 @@ impl Machine {
             frozen_until: 0,
             tick_at: None,
             hidden: false,
+            straggles: (1, 0),
             load_fails: false,
             run_overflows: false,
             rows: 0,
@@ -159,8 +164,13 @@ impl Machine {
                         }
                         false => Ok(result),
                     };
-                    let slowed = if self.hidden { HIDDEN_SLOWER } else { 1 };
-                    let took = 200 + rows * self.build.row_us * slowed;
+                    let hidden = if self.hidden { HIDDEN_SLOWER } else { 1 };
+                    let (straggles, until) = self.straggles;
+                    let slowed = if now < until { hidden * straggles } else { hidden };
+                    let head = self.build.layers + 1;
+                    let layers = run.span.end.min(head).saturating_sub(run.span.first.max(1));
+                    let work = if self.build.per_layer { u64::from(layers.max(1)) } else { 1 };
+                    let took = 200 + rows * self.build.row_us * work * slowed;
                     let done = Event::RunDone { run: run.id, compute_us: took as u32, result };
                     wishes.push(Wish::Later(took, done));
                 }

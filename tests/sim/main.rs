@@ -7,18 +7,23 @@
 //! `WEFT_SIM_TRACE=ID` prints every message that concerns that session.
 
 mod clients;
+mod crowd;
 mod faults;
+mod fleet;
 mod liars;
 mod machine;
 mod model;
+mod network;
+mod strikes;
 mod world;
 
 use std::panic::{AssertUnwindSafe, catch_unwind};
 
 use faults::{ALL, Tally};
+use fleet::{Setting, Setup};
 use liars::{Fate, Found, LIES};
 use scheduler::Sabotage;
-use world::{Setup, Shown};
+use world::Shown;
 
 fn seeds() -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().map(|v| v.parse::<u64>().expect("a number"));
@@ -45,10 +50,11 @@ fn whatever_strikes_every_client_is_given_the_right_tokens() {
 }
 
 fn run(seed: u64, setup: Setup) -> Shown {
-    catch_unwind(AssertUnwindSafe(|| world::run(seed, setup))).unwrap_or_else(|panic| {
-        println!("run it again with WEFT_SIM_SEED={seed}");
-        std::panic::resume_unwind(panic)
-    })
+    catch_unwind(AssertUnwindSafe(|| world::run(seed, Setting::small(setup)).shown()))
+        .unwrap_or_else(|panic| {
+            println!("run it again with WEFT_SIM_SEED={seed}");
+            std::panic::resume_unwind(panic)
+        })
 }
 
 /// Runs seeds in which machines lie, and prints what became of those.
@@ -96,8 +102,8 @@ fn liars_are_found_and_nobody_else_is_banned() {
 fn is_missed(what: &str, setup: Setup) {
     let hook = std::panic::take_hook();
     std::panic::set_hook(Box::new(|_| {}));
-    let caught =
-        (0..60).find(|&seed| catch_unwind(AssertUnwindSafe(|| world::run(seed, setup))).is_err());
+    let caught = (0..60)
+        .find(|&seed| catch_unwind(|| world::run(seed, Setting::small(setup)).shown()).is_err());
     std::panic::set_hook(hook);
     match caught {
         Some(seed) => println!("without {what}, seed {seed} fails"),

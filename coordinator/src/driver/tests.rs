@@ -55,6 +55,7 @@ fn spec(id: WorkerId) -> WorkerSpec {
         classes: vec!["canonical-1".into()],
         cached: Vec::new(),
         standing: scheduler::Standing::default(),
+        machine: String::new(),
     }
 }
 

@@ -140,6 +140,7 @@ impl Paper {
             classes: machine.classes.clone(),
             cached,
             standing: Standing { agreements: AGREEMENTS, ..Standing::default() },
+            machine: String::new(),
         }));
         if machine.kind != WorkerKind::Embedded {
             let rtt = Duration::from_secs_f64(hop_s);

@@ -186,7 +186,7 @@ async fn greet(
         ledger.joined(joining, record.clone()).map_err(|error| handshake::unreadable(&error))?;
     let welcome = ToWorker::Welcome { worker, blob_token, trusted };
     let (sender, outbox) = mpsc::channel(OUTBOX_MAX);
-    let spec = handshake::spec(hello, worker, trusted, record.as_ref());
+    let spec = handshake::spec(hello, worker, trusted, origin, record.as_ref());
     let joined = async {
         send_control(sink, &welcome).await.ok()?;
         shared.driver.join(spec, sender).await.ok()

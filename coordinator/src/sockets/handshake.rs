@@ -127,6 +127,7 @@ pub(super) fn spec(
     hello: Hello,
     id: WorkerId,
     trusted: bool,
+    origin: Origin,
     record: Option<&Record>,
 ) -> WorkerSpec {
     WorkerSpec {
@@ -145,6 +146,7 @@ pub(super) fn spec(
         classes: hello.classes,
         cached: hello.cached,
         standing: record.map(Record::standing).unwrap_or_default(),
+        machine: origin.machine(),
     }
 }
 

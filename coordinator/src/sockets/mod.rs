@@ -136,6 +136,15 @@ struct Origin {
     direct: bool,
 }
 
+impl Origin {
+    /// What workers that are lost together have in common: their address. It is not known of
+    /// those that come through a proxy or tunnel on this machine.
+    fn machine(self) -> String {
+        let ip = self.address.ip();
+        if ip.is_loopback() && !self.direct { String::new() } else { ip.to_string() }
+    }
+}
+
 async fn upgrade(
     State(sockets): State<Sockets>,
     ConnectInfo(address): ConnectInfo<SocketAddr>,

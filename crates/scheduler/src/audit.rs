@@ -10,7 +10,7 @@
 //! end. With full verification each stage has an audit that *follows* it, and logits wait
 //! until it has caught up.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -27,6 +27,9 @@ use crate::{Config, Scheduler};
 
 /// Rows of a stage after which the first draw is made; the next are at twice as many.
 const FIRST_DRAW_ROWS: u32 = 32;
+/// Holders of the rows' first part that are asked whether they can replay them, and trusted
+/// workers beside them, at most.
+const ASKED_MAX: usize = 256;
 /// An audit that finds nobody to replay it asks again after this.
 const RETRY: Duration = Duration::from_millis(250);
 /// A sampled audit that nobody could replay for this long is given up.
@@ -340,13 +343,17 @@ impl Scheduler {
         }
         if let Some(replay) = &audit.replay {
             let (session, positions) = (replay.session, audit.input.end());
-            let stages = self.sessions.get(&session).map(|s| s.stages.clone()).unwrap_or_default();
-            let runs = stages.iter().any(|stage| stage.holder.is_some());
             // Only one that follows grows; and it keeps no pages while its session waits for some.
             let rests = audit.follows && audit.agreed == audit.end();
             let waits = rests && self.sessions.get(&audit.of).is_some_and(Session::is_broken);
             let grows = audit.follows;
-            if runs && !waits && (!grows || self.reserve(session, &stages, positions).is_ok()) {
+            let replaying = self.sessions.get(&session);
+            let runs = replaying.is_some_and(|s| s.stages.iter().any(|t| t.holder.is_some()));
+            if runs && !grows {
+                return;
+            }
+            let stages = replaying.map(|s| s.stages.clone()).unwrap_or_default();
+            if runs && !waits && self.reserve(session, &stages, positions).is_ok() {
                 return;
             }
             // Whoever replayed is gone, or has no room for more.
@@ -389,29 +396,38 @@ impl Scheduler {
     /// Pages for a replay that logits wait for: cached sessions give theirs up, then younger
     /// replays, then the youngest in flight. The oldest session always gets on.
     fn make_room(&mut self, of: SessionId, replay: &Session, positions: u32) -> bool {
-        if self.reserve_or_evict(replay, positions) {
+        if self.reserve_or_evict(replay.id, &replay.stages, positions) {
             return true;
         }
+        self.settle();
         let holder = replay.stages[0].holder;
         let there = |s: &&Session| {
             s.is_live() && s.id > of && s.stages.iter().any(|t| t.layers && t.holder == holder)
         };
-        let Some(youngest) = self.sessions.values().filter(there).map(|s| s.id).max() else {
+        let near = holder.map(|h| self.sessions_with(h.0)).unwrap_or_default();
+        let sharing = near.iter().map(|id| &self.sessions[id]).filter(there);
+        let Some(youngest) = sharing.map(|s| s.id).max() else {
             return false;
         };
         self.preempt(youngest);
-        self.reserve_or_evict(replay, positions)
+        self.reserve_or_evict(replay.id, &replay.stages, positions)
     }
 
     /// Stops a replay on one of `shards`, so that `session` finds room there: a sampled one,
     /// or the one that the youngest session waits for. Nothing older than what `session` is or
     /// replays for gives way to it, but for what has nothing to do.
-    pub(crate) fn evict_replay(&mut self, session: SessionId, shards: &[AssignmentId]) -> bool {
+    pub(crate) fn evict_replay(
+        &mut self,
+        session: SessionId,
+        shards: &[(WorkerId, AssignmentId)],
+    ) -> bool {
         let me = self.audits.replays.get(&session).copied();
         let age = me.map_or(session, |id| self.audits.open[&id].of);
         let there = |replay: &Replay| {
             let replay = self.sessions.get(&replay.session);
-            replay.is_some_and(|s| s.layered_shards().any(|shard| shards.contains(&shard)))
+            replay.is_some_and(|s| {
+                s.stages.iter().any(|t| t.holder.is_some_and(|h| shards.contains(&h)))
+            })
         };
         let gives_way = |id: u64, a: &Audit| {
             !a.follows || a.of > age || a.of == age && Some(id) != me && a.agreed == a.end()
@@ -432,11 +448,17 @@ impl Scheduler {
     /// Who replays: a trusted worker with comparable numerics, one that has not yet if there
     /// is one; else strangers that have not, if there are enough of them.
     fn find_replayer(&self, audit: &Audit) -> Option<((WorkerId, AssignmentId), Comparison)> {
+        let parts = &self.index.models[audit.model].parts;
+        let seed = self.config.audits.secret[0] ^ audit.of.0 ^ u64::from(audit.end());
+        let near = parts[audit.span.first as usize].holders_from(seed).take(ASKED_MAX);
+        let asked: BTreeSet<WorkerId> =
+            near.map(|h| h.0).chain(self.index.trusted.iter().take(ASKED_MAX).copied()).collect();
         let pages = pages_for(audit.input.end());
         let secret = self.config.audits.secret;
         let mut trusted = Vec::new();
         let mut strangers = Vec::new();
-        for (id, w) in &self.workers {
+        for id in &asked {
+            let Some(w) = self.workers.get(id) else { continue };
             if w.draining || *w.spec.key == *audit.key {
                 continue;
             }

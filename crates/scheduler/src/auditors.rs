@@ -4,6 +4,9 @@ use protocol::{Span, WorkerId};
 
 use crate::Scheduler;
 
+/// Trusted workers that are asked at most whether they have room for layers.
+const AUDITORS_TRIED_MAX: usize = 256;
+
 impl Scheduler {
     /// Gives trusted workers that have memory left the layers that strangers hold and no
     /// trusted worker does: all of a model's where they fit, else stranger by stranger.
@@ -15,12 +18,13 @@ impl Scheduler {
         for model in 0..self.models.len() {
             let last = self.models[model].spec.parts.len() as u32 - 1;
             let mut spans = self.unwatched(model, last);
-            if spans.is_empty() || !self.gaps(model, |_| true).is_empty() {
+            if spans.is_empty() || !self.gaps(model, |part| part.held() > 0).is_empty() {
                 continue;
             }
             let layers = Span { first: 1, end: last };
             if let Some(auditor) = self.auditor_for(model, layers) {
                 self.assign(auditor, model, layers, 0, self.config.kv_positions_max);
+                self.settle();
                 continue;
             }
             spans.sort_by_key(|span| (span.first, u32::MAX - span.end));
@@ -28,6 +32,7 @@ impl Scheduler {
                 let watched = self.is_watched(model, span);
                 if let Some(auditor) = self.auditor_for(model, span).filter(|_| !watched) {
                     self.assign(auditor, model, span, 0, self.config.kv_positions_max);
+                    self.settle();
                 }
             }
         }
@@ -35,29 +40,24 @@ impl Scheduler {
 
     /// The ranges of layers that strangers hold and no trusted worker holds as a whole.
     fn unwatched(&self, model: usize, last: u32) -> Vec<Span> {
-        let strangers = self.workers.values().filter(|w| !w.spec.trusted && !w.draining);
-        let held = strangers.flat_map(|w| w.held.values()).filter(|h| h.model == model);
-        let spans = held.map(|h| Span { first: h.span.first.max(1), end: h.span.end.min(last) });
+        let held = self.index.models[model].spans(false);
+        let spans = held.map(|span| Span { first: span.first.max(1), end: span.end.min(last) });
         spans.filter(|span| !self.is_watched(model, *span)).collect()
     }
 
     /// Whether one trusted worker holds all of a range, or will soon.
     fn is_watched(&self, model: usize, span: Span) -> bool {
-        let trusted = self.workers.values().filter(|w| w.spec.trusted && !w.draining);
-        let mut held = trusted.flat_map(|w| w.held.values()).filter(|h| h.model == model);
-        held.any(|h| h.span.first <= span.first && span.end <= h.span.end)
+        let mut held = self.index.models[model].spans(true);
+        held.any(|held| held.first <= span.first && span.end <= held.end)
     }
 
     /// The trusted worker with the most memory left, if a range fits there.
     fn auditor_for(&self, model: usize, span: Span) -> Option<WorkerId> {
         let spec = &self.models[model].spec;
         let least = self.least_memory(model, span);
-        let able = self.workers.values().filter(|w| {
-            w.spec.trusted
-                && !w.draining
-                && w.may_hold_layers()
-                && spec.class_for(&w.spec).is_some()
-                && w.memory_free() >= least
+        let trusted = self.index.trusted.iter().take(AUDITORS_TRIED_MAX);
+        let able = trusted.map(|id| &self.workers[id]).filter(|w| {
+            w.may_hold_layers() && spec.class_for(&w.spec).is_some() && w.memory_free() >= least
         });
         able.max_by_key(|w| w.memory_free()).map(|w| w.spec.id)
     }

@@ -2,18 +2,19 @@
 
 use std::collections::BTreeMap;
 
-use protocol::{Assignment, AssignmentId, BlobRef, Span, ToWorker, WorkerId, WorkerKind};
+use protocol::{AssignmentId, BlobRef, Span, WorkerId, WorkerKind};
 
 use crate::event::{Action, ModelSpec, Note, WorkerSpec};
-use crate::fleet::{Held, PAGE_POSITIONS, Worker, describe, layer_count, pages_for};
+use crate::fleet::{Held, Worker, describe, pages_for};
+use crate::index::{ModelIndex, PartIndex};
 use crate::placement::{self, Candidate, PartLoad, Plan, Problem};
 use crate::{Model, Scheduler};
 
 /// A new plan replaces a working one only if it costs less than this share of it.
 const BETTER: f64 = 0.75;
-/// Of the memory left beside the weights, the share that KV caches may take, so that a
-/// further shard finds room.
-const KV_SHARE: f64 = 0.75;
+/// Up to so many workers placing looks at all of them together; beyond, each that comes takes
+/// the weakest window, and nobody is moved while all is covered.
+const SMALL_FLEET_MAX: usize = 16;
 
 /// Which workers a plan may use.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -36,7 +37,8 @@ impl Scheduler {
     pub(crate) fn add_model(&mut self, spec: ModelSpec) {
         assert!(spec.parts.len() >= 3, "a model has an embedding, layers and a head");
         assert!(self.model_index(&spec.name).is_none(), "model names are unique");
-        self.models.push(Model { spec, shortfall: None, kv_positions_needed: 0 });
+        self.index.models.push(ModelIndex::new(spec.parts.len()));
+        self.models.push(Model::new(spec));
         self.place_soon();
     }
 
@@ -48,12 +50,13 @@ impl Scheduler {
             return;
         }
         // The same key again is the same machine back: its older connection is a ghost.
-        let ghost = self.workers.values().find(|w| w.spec.key == spec.key).map(|w| w.spec.id);
-        if let Some(ghost) = ghost {
+        if let Some(ghost) = self.keys.get(&spec.key).copied() {
             self.dismiss(ghost, "another connection with the same key took its place", false);
         }
         let id = spec.id;
+        self.keys.insert(spec.key.clone(), id);
         self.workers.insert(id, Worker::new(spec));
+        self.begin_to_count(id);
         self.note(Note::Joined { worker: id });
         self.place_soon();
     }
@@ -92,7 +95,7 @@ impl Scheduler {
     /// Places after a short while, so that workers that come together are placed together;
     /// sooner if sessions wait for it.
     pub(crate) fn place_soon(&mut self) {
-        let waits = self.sessions.values().any(|s| s.is_live() && !s.holes().is_empty());
+        let waits = self.broken().any(|s| !s.stages.is_empty());
         let delay = if waits { self.config.place_delay / 10 } else { self.config.place_delay };
         let at = self.now.plus(delay);
         self.place_at = Some(self.place_at.map_or(at, |t| t.min(at)));
@@ -101,7 +104,7 @@ impl Scheduler {
     /// What of a model nobody is ready to run, in words; `None` if all is covered.
     pub(crate) fn missing(&self, model: usize) -> Option<String> {
         let spec = &self.models[model].spec;
-        let gaps = self.gaps(model, |h| h.ready);
+        let gaps = self.gaps(model, |part| part.ready() > 0);
         let words: Vec<String> = gaps.into_iter().map(|g| describe(spec, g)).collect();
         (!words.is_empty()).then(|| words.join(", "))
     }
@@ -111,11 +114,11 @@ impl Scheduler {
         self.models[model].shortfall.as_deref()
     }
 
-    /// The ranges of parts that no shard with `counts` holds.
-    pub(crate) fn gaps(&self, model: usize, counts: impl Fn(&Held) -> bool) -> Vec<Span> {
-        let covered = self.replicas(model, counts);
+    /// The ranges of parts that are not `covered`.
+    pub(crate) fn gaps(&self, model: usize, covered: impl Fn(&PartIndex) -> bool) -> Vec<Span> {
         let mut gaps: Vec<Span> = Vec::new();
-        for (part, _) in covered.iter().enumerate().filter(|(_, n)| **n == 0) {
+        let parts = self.index.models[model].parts.iter().enumerate();
+        for (part, _) in parts.filter(|(_, part)| !covered(part)) {
             match gaps.last_mut() {
                 Some(gap) if gap.end == part as u32 => gap.end += 1,
                 _ => gaps.push(Span { first: part as u32, end: part as u32 + 1 }),
@@ -124,38 +127,45 @@ impl Scheduler {
         gaps
     }
 
-    /// How many shards with `counts` hold each part.
-    pub(crate) fn replicas(&self, model: usize, counts: impl Fn(&Held) -> bool) -> Vec<u32> {
-        let mut replicas = vec![0; self.models[model].spec.parts.len()];
-        for worker in self.workers.values().filter(|w| !w.draining) {
-            for shard in worker.held.values().filter(|h| h.model == model && counts(h)) {
-                for part in shard.span.first..shard.span.end {
-                    replicas[part as usize] += 1;
-                }
-            }
-        }
-        replicas
+    /// The ranges of parts that nobody was given with room for every session that waits.
+    pub(crate) fn unheld(&self, model: usize) -> Vec<Span> {
+        let pages = pages_for(self.models[model].kv_positions_needed);
+        self.gaps(model, |part| part.has_room_for(pages))
+    }
+
+    /// Whether there are too many workers to look at all of them together.
+    pub(crate) fn is_large(&self) -> bool {
+        self.index.lent.workers > SMALL_FLEET_MAX
     }
 
     /// Gives out what nobody holds, model by model; then something useful to whoever holds
     /// nothing.
     pub(crate) fn place(&mut self) {
+        self.settle();
         for model in 0..self.models.len() {
             self.models[model].shortfall = None;
             // What is too small for a session that waits does not help it.
-            let waiting = self.sessions.values().filter(|s| s.model == model && s.is_live());
-            let waiting = waiting.filter(|s| !s.holes().is_empty());
+            let waiting = self.broken().filter(|s| s.model == model && !s.holes().is_empty());
             let needed = waiting.map(|s| s.positions() + 1).max().unwrap_or(0);
             self.models[model].kv_positions_needed = needed;
-            let gaps = self.gaps(model, |h| self.is_roomy(h));
+            if self.is_large() {
+                self.hold_ends(model);
+                continue;
+            }
+            let gaps = self.unheld(model);
             if gaps.is_empty() {
                 self.improve(model);
             } else if !self.cover(model, &gaps) {
                 self.models[model].shortfall = Some(self.say_shortfall(model));
                 self.fill_ends(model, &gaps);
             }
+            self.settle();
         }
         self.replicate();
+        if self.is_large() {
+            (0..self.models.len()).for_each(|model| self.rescue(model));
+        }
+        self.settle();
         self.place_auditors();
     }
 
@@ -226,18 +236,16 @@ impl Scheduler {
     /// Changes a working placement for a much better one while no session uses it. Tabs keep
     /// what they have fetched, and serve as replicas.
     fn improve(&mut self, model: usize) {
-        let busy = self.sessions.values().any(|s| s.model == model && s.is_live());
-        let loading = self.workers.values().flat_map(|w| w.held.values()).any(|h| !h.ready);
-        if busy || loading {
+        if self.index.live_of(model) > 0 || self.index.loading > 0 {
             return;
         }
         let all = self.models[model].whole();
-        let Some(route) = self.find_route(model, all, 1, &[]) else { return };
+        let Some(route) = self.find_route(model, all, 1, &[], 0) else { return };
         let now_s: f64 = route
             .iter()
             .filter_map(|s| {
                 let worker = self.workers.get(&s.holder?.0)?;
-                let work = crate::fleet::work_bytes(&self.models[model].spec, s.span);
+                let work = self.models[model].work_bytes(s.span);
                 Some((worker.hop_s + worker.compute_s(work, 1)) / worker.survival())
             })
             .sum();
@@ -337,7 +345,7 @@ impl Scheduler {
                 }
             })
             .collect();
-        let live = self.sessions.values().filter(|s| s.model == model && s.is_live()).count();
+        let live = self.index.live_of(model);
         let problem = Problem {
             parts: &parts,
             tied_bytes: tied_bytes(spec),
@@ -355,107 +363,6 @@ impl Scheduler {
         let weights: u64 = spec.parts[part].blobs.iter().map(|b| b.bytes).sum();
         PartLoad { memory_bytes: weights + kv, work_bytes: spec.parts[part].work_bytes }
     }
-
-    /// The least KV cache of one layer, bytes.
-    fn kv_bytes_min(&self, spec: &ModelSpec) -> u64 {
-        let needed = self.models.iter().find(|m| m.spec.name == spec.name);
-        let needed = needed.map_or(0, |m| m.kv_positions_needed);
-        let positions = self.config.kv_positions_min.max(needed).min(spec.context);
-        let positions = positions.next_multiple_of(PAGE_POSITIONS);
-        u64::from(positions) * spec.kv_bytes_per_position()
-    }
-
-    /// The least memory of a shard: weights, least KV, scratch.
-    pub(crate) fn least_memory(&self, model: usize, span: Span) -> u64 {
-        let spec = &self.models[model].spec;
-        let kv = u64::from(layer_count(spec, span)) * self.kv_bytes_min(spec);
-        unique_bytes(spec, span) + kv + self.config.scratch_bytes
-    }
-
-    /// Gives a worker a shard whose KV cache holds at most `positions_max`, leaving it `kept`
-    /// bytes for another shard.
-    pub(crate) fn assign(
-        &mut self,
-        id: WorkerId,
-        model: usize,
-        span: Span,
-        kept: u64,
-        positions_max: u32,
-    ) {
-        let least = self.least_memory(model, span);
-        let spec = &self.models[model].spec;
-        let mut blobs: Vec<BlobRef> = Vec::new();
-        for blob in span_blobs(spec, span) {
-            if !blobs.iter().any(|b| b.hash == blob.hash) {
-                blobs.push(blob.clone());
-            }
-        }
-        let Some(worker) = self.workers.get(&id) else { return };
-        let class = spec.class_for(&worker.spec).expect("only who has a class is chosen").clone();
-        let layers = u64::from(layer_count(spec, span));
-        let page = layers * class.kv_bytes_per_position * u64::from(PAGE_POSITIONS);
-        let kv_min = layers * self.kv_bytes_min(spec);
-        let here = |b: &BlobRef| worker.held.values().any(|h| h.blobs.contains(b));
-        let shared: u64 = blobs.iter().filter(|b| here(b)).map(|b| b.bytes).sum();
-        let least = least - shared;
-        let spare = (worker.memory_free().saturating_sub(least + kept) as f64 * KV_SHARE) as u64;
-        let pages_max = positions_max.div_ceil(PAGE_POSITIONS);
-        let kv_pages = match page {
-            0 => 0,
-            _ => ((kv_min + spare) / page).min(u64::from(pages_max)) as u32,
-        };
-        let assignment = AssignmentId(self.next_assignment);
-        self.next_assignment += 1;
-        let weight_bytes = unique_bytes(spec, span);
-        let held = Held {
-            model,
-            class: class.name.clone(),
-            span,
-            ready: false,
-            loading: (0, self.now.plus(self.config.load_patience)),
-            weight_bytes,
-            own_bytes: self.config.scratch_bytes + u64::from(kv_pages) * page,
-            blobs: blobs.clone(),
-            kv_pages,
-            pages: BTreeMap::new(),
-        };
-        let message = ToWorker::Assign(Assignment {
-            id: assignment,
-            model: spec.name.clone(),
-            manifest: spec.manifest.clone(),
-            span,
-            class: class.name,
-            blobs,
-            kv_pages,
-        });
-        let what = format!("{} of {}", describe(spec, span), spec.name);
-        let worker = self.workers.get_mut(&id).expect("it was there a moment ago");
-        worker.held.insert(assignment, held);
-        worker.idle_because = None;
-        self.actions.push_back(Action::Control { worker: id, message });
-        self.note(Note::Assigned { worker: id, what });
-    }
-
-    /// Takes a shard back; sessions that ran through it find another way.
-    fn unassign(&mut self, id: WorkerId, assignment: AssignmentId) {
-        let Some(worker) = self.workers.get_mut(&id) else { return };
-        if worker.held.remove(&assignment).is_some() {
-            let message = ToWorker::Unassign { assignment };
-            self.actions.push_back(Action::Control { worker: id, message });
-            self.lose_stages(|holder| holder == (id, assignment));
-        }
-    }
-}
-
-pub(crate) fn span_blobs(spec: &ModelSpec, span: Span) -> impl Iterator<Item = &BlobRef> {
-    spec.parts[span.first as usize..span.end as usize].iter().flat_map(|p| &p.blobs)
-}
-
-/// Bytes of a span's blobs, each counted once.
-pub(crate) fn unique_bytes(spec: &ModelSpec, span: Span) -> u64 {
-    let blobs: BTreeMap<&str, u64> =
-        span_blobs(spec, span).map(|b| (b.hash.as_str(), b.bytes)).collect();
-    blobs.values().sum()
 }
 
 /// Bytes that the embedding and the head share.

@@ -202,6 +202,9 @@ pub struct WorkerSpec {
     pub cached: Vec<String>,
     /// What is known of its key from before: the last [`Action::Standing`] of it.
     pub standing: Standing,
+    /// Its machine or address: workers with the same one are lost together, so replicas go to
+    /// different ones. Empty if unknown.
+    pub machine: String,
 }
 
 /// What a worker may be given to hold.

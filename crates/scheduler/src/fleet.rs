@@ -6,6 +6,7 @@ use std::time::Duration;
 use protocol::{AssignmentId, BlobRef, Segment, SessionId, Span, WorkerKind};
 
 use crate::event::{Holds, ModelSpec, Time, WorkerSpec};
+use crate::survival::Sort;
 
 /// Positions of one KV page.
 pub const PAGE_POSITIONS: u32 = 64;
@@ -19,10 +20,11 @@ const STEP_TIMEOUT_MIN: Duration = Duration::from_secs(8);
 const STEP_TIMEOUT_MAX: Duration = Duration::from_secs(120);
 /// A step expected to be shorter than this says nothing about a worker's reliability, seconds.
 const RATIO_FLOOR_S: f64 = 0.002;
-/// The chance that a tab is here in some minutes: its owner may close it at any time.
-const SURVIVAL_TAB: f64 = 0.8;
-/// The same for a tab that nobody sees: its browser may freeze it as well.
-const SURVIVAL_HIDDEN_TAB: f64 = 0.5;
+/// Weight of a slower measurement in what counts as a worker's usual speed; a faster one weighs
+/// as much as in its speed now.
+const USUAL_EWMA: f64 = 0.005;
+/// So many times its usual time for a byte, and a worker counts as slowed down.
+const SLOWED: f64 = 1.25;
 /// How much dearer a worker counts for each session that it has already, beyond what they
 /// add to its steps: between equals the emptier one is chosen.
 const CROWDING: f64 = 0.05;
@@ -52,6 +54,20 @@ pub struct Worker {
     pub rows: u64,
     /// Why it holds nothing, if so.
     pub idle_because: Option<String>,
+    /// Workers of one machine or address have the same.
+    pub machine: u64,
+    /// When it came.
+    pub joined_at: Time,
+    /// What it is counted as among those that stay or leave.
+    pub sort: Option<Sort>,
+    /// The chance that it is here in some minutes.
+    pub survives: f64,
+    /// When it is to be looked at again, if nothing happens.
+    pub visit_at: Option<Time>,
+    /// When its last step was answered.
+    pub answered_at: Time,
+    /// What its real steps took for a weight byte on the whole, seconds, once there were some.
+    usual_s_per_byte: Option<[f64; 2]>,
     ratios: VecDeque<f64>,
 }
 
@@ -125,6 +141,13 @@ impl Worker {
         Worker {
             s_per_byte: spec.bytes_per_s.map(seconds),
             hop_s: if spec.kind == WorkerKind::Embedded { 0.0 } else { HOP_UNKNOWN_S },
+            machine: machine_number(&spec),
+            joined_at: Time::default(),
+            sort: None,
+            survives: 1.0,
+            visit_at: None,
+            answered_at: Time::default(),
+            usual_s_per_byte: None,
             spec,
             draining: false,
             hidden: false,
@@ -154,11 +177,7 @@ impl Worker {
 
     /// The chance that it is here in some minutes; what it offers is weighted by it.
     pub fn survival(&self) -> f64 {
-        match self.spec.kind {
-            WorkerKind::Embedded | WorkerKind::Native => 1.0,
-            WorkerKind::Browser if self.hidden => SURVIVAL_HIDDEN_TAB,
-            WorkerKind::Browser => SURVIVAL_TAB,
-        }
+        self.survives
     }
 
     /// Seconds that a session's token takes through weights of `work_bytes` beside `others`
@@ -213,17 +232,44 @@ impl Worker {
     /// How long to wait for a step whose answer is expected after `expected_s`:
     /// three times the 99th percentile of this worker's own history.
     pub fn patience(&self, expected_s: f64) -> Duration {
-        let mut ratios: Vec<f64> = self.ratios.iter().copied().collect();
-        ratios.sort_by(f64::total_cmp);
-        let p99 = ratios.get(ratios.len() * 99 / 100).copied().unwrap_or(4.0);
+        let p99 = self.ratio_p99().unwrap_or(4.0);
         let seconds = expected_s.max(RATIO_FLOOR_S) * 3.0 * p99.max(1.0);
         Duration::from_secs_f64(seconds.min(STEP_TIMEOUT_MAX.as_secs_f64())).max(STEP_TIMEOUT_MIN)
+    }
+
+    /// Whether it has become much slower than it usually is.
+    pub fn is_slowed(&self) -> bool {
+        self.usual_s_per_byte.is_some_and(|usual| self.s_per_byte[0] > SLOWED * usual[0])
+    }
+
+    /// Believes it halfway back to its usual speed.
+    pub fn forgive(&mut self) {
+        let Some(usual) = self.usual_s_per_byte else { return };
+        for (now, usual) in self.s_per_byte.iter_mut().zip(usual) {
+            *now = now.min((*now + usual) / 2.0);
+        }
+    }
+
+    /// The 99th percentile of what steps took against what they were expected to take.
+    fn ratio_p99(&self) -> Option<f64> {
+        // Of so few it is the largest or the one after it.
+        let mut largest = [f64::NEG_INFINITY; 2];
+        for &ratio in &self.ratios {
+            if ratio > largest[0] {
+                largest = [ratio, largest[0]];
+            } else if ratio > largest[1] {
+                largest[1] = ratio;
+            }
+        }
+        let n = self.ratios.len();
+        (n > 0).then(|| largest[usize::from(n * 99 / 100 + 1 < n)])
     }
 
     /// Learns from an answered step.
     pub fn learn(&mut self, step: &StepInFlight, work_bytes: u64, compute_us: u32, now: Time) {
         let rows: u32 = step.segments.iter().map(|s| s.rows).sum();
         self.rows += u64::from(rows);
+        self.answered_at = now;
         let took = now.since(step.sent_at).as_secs_f64();
         if self.ratios.len() == HISTORY_MAX {
             self.ratios.pop_front();
@@ -242,10 +288,30 @@ impl Worker {
         match rows {
             1 => average(&mut self.s_per_byte[0], per_byte),
             8.. => average(&mut self.s_per_byte[1], per_byte * 8.0 / f64::from(rows)),
-            _ => return,
+            _ => {
+                // Between the two, both are off by what this step was off by.
+                let off = compute / self.compute_s(work_bytes, rows);
+                let scale = 1.0 + EWMA * (off - 1.0);
+                self.s_per_byte = self.s_per_byte.map(|s| s * scale);
+            }
         }
         self.measured = true;
+        let usual = self.usual_s_per_byte.get_or_insert(self.s_per_byte);
+        for (usual, now) in usual.iter_mut().zip(self.s_per_byte) {
+            let weight = if now > *usual { USUAL_EWMA } else { EWMA };
+            *usual += weight * (now - *usual);
+        }
     }
+}
+
+/// The same number for workers that say that they share a machine.
+fn machine_number(spec: &WorkerSpec) -> u64 {
+    // FNV-1a; a worker that does not say has one of its own.
+    let own = format!("worker {}", spec.id.0);
+    let text = if spec.machine.is_empty() { &own } else { &spec.machine };
+    text.bytes().fold(0xcbf2_9ce4_8422_2325, |hash, byte| {
+        (hash ^ u64::from(byte)).wrapping_mul(0x0100_0000_01b3)
+    })
 }
 
 /// Weight bytes of a span that one row works through.

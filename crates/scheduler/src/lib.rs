@@ -10,11 +10,15 @@
 //! | file | decides |
 //! |---|---|
 //! | `placement` | who should hold what, as a pure function |
-//! | `cover` | when to place, and what to assign and drop |
+//! | `cover` | when to place, and in a small fleet what to assign and drop |
+//! | `windows` | which layers a worker is of most use for |
 //! | `replicas` | what whoever is left over holds, or why it holds nothing |
-//! | `routing` | a session's way through the shards that are ready |
+//! | `routing` | a session's way through the shards that are ready, as a pure function |
+//! | `ways` | which shards it is chosen among |
 //! | `requests` | admission, the queue, choices, reuse of a conversation's KV |
 //! | `steps` | what goes to a worker as one step, and what its answer means |
+//! | `survival`, `visits` | how long a worker may be counted on, when it is tried again |
+//! | `index` | nothing: it holds what would else be searched for |
 //! | `recovery` | lost stages, replay, KV that runs out |
 //! | `audit` | which rows are replayed elsewhere and compared, and what follows |
 //! | `auditors` | what trusted workers hold for that |
@@ -29,26 +33,36 @@ pub mod placement;
 pub mod routing;
 pub mod session;
 pub mod standing;
+pub mod survival;
 pub mod verdict;
 
+mod assign;
 mod auditors;
 mod cover;
+mod index;
 mod recovery;
 mod replicas;
 mod requests;
 mod steps;
+mod tracked;
 mod view;
+mod visits;
+mod ways;
+mod windows;
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use protocol::{SessionId, Span, WorkerId};
 
 pub use event::*;
 use fleet::Worker;
+use index::{Due, Index, Late};
 use requests::InFlight;
 use session::Session;
 pub use standing::Standing;
+use survival::Survival;
+use tracked::Tracked;
 
 /// The bounds and habits of a scheduler; every one has a default.
 #[derive(Clone, Debug)]
@@ -141,10 +155,17 @@ pub struct Scheduler {
     config: Config,
     now: Time,
     models: Vec<Model>,
-    workers: BTreeMap<WorkerId, Worker>,
-    sessions: BTreeMap<SessionId, Session>,
+    workers: Tracked<WorkerId, Worker>,
+    sessions: Tracked<SessionId, Session>,
     requests: BTreeMap<RequestId, InFlight>,
     queue: VecDeque<(Request, Time)>,
+    /// When each request that waits or runs fails.
+    request_deadlines: BTreeSet<(Time, RequestId)>,
+    /// By key: the worker that is here.
+    keys: BTreeMap<String, WorkerId>,
+    survival: Survival,
+    index: Index,
+    due: Due,
     actions: VecDeque<Action>,
     next_assignment: u64,
     next_session: u64,
@@ -152,6 +173,8 @@ pub struct Scheduler {
     /// When to place next, if something changed.
     place_at: Option<Time>,
     audits: audit::Audits,
+    /// The idle worker whose turn it is to be looked at again.
+    idle_turn: WorkerId,
 }
 
 /// A served model and what is known of it.
@@ -161,9 +184,27 @@ struct Model {
     shortfall: Option<String>,
     /// KV positions that a shard placed now must hold: the longest session that waits.
     kv_positions_needed: u32,
+    /// Work bytes of all parts before each part, and of all.
+    work: Vec<u64>,
+    /// The same of its weights, bytes.
+    weights: Vec<u64>,
 }
 
 impl Model {
+    fn new(spec: ModelSpec) -> Model {
+        let (mut work, mut weights) = (vec![0], vec![0]);
+        for (i, part) in spec.parts.iter().enumerate() {
+            work.push(work[i] + part.work_bytes);
+            weights.push(weights[i] + part.blobs.iter().map(|b| b.bytes).sum::<u64>());
+        }
+        Model { spec, shortfall: None, kv_positions_needed: 0, work, weights }
+    }
+
+    /// Weight bytes of a span that one row works through.
+    fn work_bytes(&self, span: Span) -> u64 {
+        self.work[span.end as usize] - self.work[span.first as usize]
+    }
+
     /// All its parts.
     fn whole(&self) -> Span {
         Span { first: 0, end: self.spec.parts.len() as u32 }
@@ -177,16 +218,22 @@ impl Scheduler {
             config,
             now: Time::default(),
             models: Vec::new(),
-            workers: BTreeMap::new(),
-            sessions: BTreeMap::new(),
+            workers: Tracked::new(),
+            sessions: Tracked::new(),
             requests: BTreeMap::new(),
             queue: VecDeque::new(),
+            request_deadlines: BTreeSet::new(),
+            keys: BTreeMap::new(),
+            survival: Survival::default(),
+            index: Index::default(),
+            due: Due::default(),
             actions: VecDeque::new(),
             next_assignment: 1,
             next_session: 1,
             next_step: 1,
             place_at: None,
             audits: audit::Audits::default(),
+            idle_turn: WorkerId(0),
         }
     }
 
@@ -200,9 +247,7 @@ impl Scheduler {
             Event::Leave { worker, reason } => self.lose_worker(worker, &reason),
             Event::Drain { worker, reason } => self.drain(worker, reason),
             Event::Visibility { worker, hidden } => {
-                if let Some(w) = self.workers.get_mut(&worker) {
-                    w.hidden = hidden;
-                }
+                self.set_hidden(worker, hidden);
             }
             Event::Ready { worker, assignment } => self.shard_ready(worker, assignment),
             Event::Progress { worker, assignment, bytes_done } => {
@@ -226,11 +271,19 @@ impl Scheduler {
             Event::Cancel { request } => self.cancel(request),
             Event::Tick => {}
         }
+        self.visit_workers();
         self.pass_deadlines();
-        self.mend();
-        self.admit();
+        self.settle();
+        let opened = std::mem::take(&mut self.due.opened);
+        self.mend(opened);
+        self.settle();
+        let submitted = std::mem::take(&mut self.due.submitted);
+        if opened || submitted || self.due.opened {
+            self.admit();
+        }
         self.run_audits();
         self.send_steps();
+        self.settle();
     }
 
     /// The next thing to do; drain it after every [`Scheduler::handle`].
@@ -241,15 +294,14 @@ impl Scheduler {
     /// When to send [`Event::Tick`] if nothing happens before, and why.
     pub fn next_deadline(&self) -> Option<(Time, &'static str)> {
         let place = self.place_at.map(|t| (t, "place shards"));
-        let steps = self.workers.values().flat_map(|w| w.in_flight.values());
-        let steps = steps.map(|s| (s.deadline, "a step is overdue"));
-        let queued = self.queue.iter().map(|(r, _)| (r.deadline, "a waiting request's deadline"));
-        let running = self.requests.values().map(|r| (r.deadline, "a request's deadline"));
-        let loads = self.workers.values().flat_map(|w| w.held.values()).filter(|h| !h.ready);
-        let loads = loads.map(|h| (h.loading.1, "a shard makes no progress"));
+        let worker = self.index.deadlines.first().map(|(t, _, late)| match late {
+            Late::Step => (*t, "a step is overdue"),
+            Late::Load => (*t, "a shard makes no progress"),
+        });
+        let request = self.request_deadlines.first().map(|(t, _)| (*t, "a request's deadline"));
         let audits =
             self.audits.next_try().map(|t| (t, "an audit waits for somebody to replay it"));
-        place.into_iter().chain(audits).chain(steps).chain(loads).chain(queued).chain(running).min()
+        place.into_iter().chain(audits).chain(worker).chain(request).min()
     }
 
     fn note(&mut self, note: Note) {
@@ -258,23 +310,22 @@ impl Scheduler {
 
     /// Everything whose time has come.
     fn pass_deadlines(&mut self) {
-        let now = self.now;
-        let overdue = |w: &Worker| w.in_flight.values().any(|s| s.deadline <= now);
-        let stuck = |w: &Worker| w.held.values().any(|h| !h.ready && h.loading.1 <= now);
-        self.dismiss_all(overdue, "a step was not answered in time");
-        self.dismiss_all(stuck, "a shard made no progress");
+        self.settle();
+        while let Some(&(at, worker, late)) = self.index.deadlines.first() {
+            if at > self.now {
+                break;
+            }
+            let reason = match late {
+                Late::Step => "a step was not answered in time",
+                Late::Load => "a shard made no progress",
+            };
+            self.dismiss(worker, reason, true);
+            self.settle();
+        }
         self.pass_request_deadlines();
-        if self.place_at.is_some_and(|t| t <= now) {
+        if self.place_at.is_some_and(|t| t <= self.now) {
             self.place_at = None;
             self.place();
-        }
-    }
-
-    fn dismiss_all(&mut self, which: impl Fn(&Worker) -> bool, reason: &str) {
-        let late: Vec<WorkerId> =
-            self.workers.iter().filter(|(_, w)| which(w)).map(|(id, _)| *id).collect();
-        for worker in late {
-            self.dismiss(worker, reason, true);
         }
     }
 

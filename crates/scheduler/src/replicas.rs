@@ -2,47 +2,91 @@
 
 use std::collections::BTreeSet;
 
-use protocol::{BlobRef, Span, ToWorker, WorkerId, clean_text};
+use protocol::{Span, ToWorker, WorkerId, clean_text};
 
-use crate::cover::span_blobs;
-use crate::event::{Action, ModelSpec};
-use crate::fleet::{Held, Worker, layer_count};
+use crate::event::Action;
+use crate::fleet::Worker;
+use crate::index::Lent;
 use crate::{Model, Scheduler};
 
+/// Workers that hold nothing and were not told why: so many are served in one placing, the
+/// others in the next.
+const NEW_AT_ONCE_MAX: usize = 64;
+/// Of those that were told why, so many are looked at again in one placing.
+const TOLD_AT_ONCE_MAX: usize = 16;
+/// Where some are left for it, the next placing comes after this part of the usual delay.
+const PLACE_AGAIN: u32 = 50;
+
 impl Scheduler {
-    /// Gives whoever holds nothing a replica of the layers that have the least speed behind
-    /// them, as many as fit; and says why where nothing fits.
+    /// Gives whoever holds nothing the layers that need it the most, as many as fit; and says
+    /// why where nothing fits. Who came or lost its shards is served first, then, in turns,
+    /// some of those that were told so.
     pub(crate) fn replicate(&mut self) {
-        let idle: Vec<WorkerId> = self
-            .workers
-            .iter()
-            .filter(|(_, w)| w.held.is_empty() && !w.draining)
-            .map(|(id, _)| *id)
-            .collect();
-        for id in idle {
-            if self.models.is_empty() {
-                self.set_idle(id, "no model is served yet");
-                continue;
-            }
-            let mut windows: Vec<(f64, usize, Span)> = Vec::new();
-            for model in 0..self.models.len() {
-                let uncovered = !self.gaps(model, |_| true).is_empty();
-                if let Some((rate, span)) = self.weakest_window(id, model).filter(|_| !uncovered) {
-                    windows.push((rate, model, span));
-                }
-            }
-            windows.sort_by(|a, b| a.0.total_cmp(&b.0).then(a.1.cmp(&b.1)));
-            match windows.first() {
-                Some(&(_, model, span)) => {
-                    let tab = self.workers[&id].is_browser();
-                    let config = &self.config;
-                    let positions_max =
-                        if tab { config.tab_kv_positions_max } else { config.kv_positions_max };
-                    self.assign(id, model, span, 0, positions_max);
-                }
-                None => self.set_idle(id, &self.why_idle(id)),
-            }
+        self.settle();
+        let mut untold: Vec<WorkerId> =
+            self.index.untold.iter().take(NEW_AT_ONCE_MAX + 1).copied().collect();
+        let more = untold.len() > NEW_AT_ONCE_MAX;
+        untold.truncate(NEW_AT_ONCE_MAX);
+        let from = self.idle_turn;
+        let told = self.index.told.range(from..).chain(self.index.told.range(..from));
+        let told: Vec<WorkerId> = told.take(TOLD_AT_ONCE_MAX).copied().collect();
+        if let Some(last) = told.last() {
+            self.idle_turn = WorkerId(last.0 + 1);
         }
+        for id in untold {
+            self.find_use(id);
+        }
+        let mut used = false;
+        for id in told {
+            used |= self.find_use(id);
+        }
+        if more || used {
+            let at = self.now.plus(self.config.place_delay / PLACE_AGAIN);
+            self.place_at = Some(self.place_at.map_or(at, |t| t.min(at)));
+        }
+    }
+
+    /// Gives an idle worker a window, or the reason why it gets none.
+    fn find_use(&mut self, id: WorkerId) -> bool {
+        if self.models.is_empty() {
+            self.set_idle(id, "no model is served yet");
+            return false;
+        }
+        let large = self.is_large();
+        let windows = (0..self.models.len()).filter_map(|model| {
+            // A small fleet is given out as a whole, or not at all.
+            let whole = large || self.gaps(model, |part| part.held() > 0).is_empty();
+            self.weakest_window(id, model).filter(|_| whole).map(|window| (window, model))
+        });
+        let best = match large {
+            true => windows
+                .min_by_key(|(w, model)| (w.weighed_need(self.index.live_of(*model)), *model)),
+            false => windows.min_by_key(|(w, model)| (w.rate(), *model)),
+        };
+        match best {
+            Some((window, model)) => self.give(id, model, window.span()),
+            None => self.set_idle(id, &self.why_idle(id)),
+        }
+        best.is_some()
+    }
+
+    /// Gives a worker the window of a model that needs it the most, if one fits.
+    pub(crate) fn give_window(&mut self, id: WorkerId, model: usize) -> bool {
+        let window = self.weakest_window(id, model);
+        if let Some(window) = window {
+            self.give(id, model, window.span());
+        }
+        window.is_some()
+    }
+
+    fn give(&mut self, id: WorkerId, model: usize, span: Span) {
+        let config = &self.config;
+        let positions_max = match self.workers[&id].is_browser() {
+            true => config.tab_kv_positions_max,
+            false => config.kv_positions_max,
+        };
+        self.assign(id, model, span, 0, positions_max);
+        self.settle();
     }
 
     /// Notes why a worker holds nothing, and tells it if that is news.
@@ -78,83 +122,17 @@ impl Scheduler {
     /// What one layer would need of a worker that lends less.
     fn why_too_small(&self, worker: &Worker) -> String {
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        let layers = |(model, m): (usize, &Model)| {
-            let least = |first| self.least_memory(model, Span { first, end: first + 1 });
-            let least = (1..m.spec.parts.len() as u32 - 1).map(least).min()?;
-            Some((least, m.spec.name.clone()))
+        let kv = |m: &Model| self.kv_bytes_min(&m.spec) + self.config.scratch_bytes;
+        let smallest = |m: &Model| {
+            let layers = 1..m.spec.parts.len() - 1;
+            layers.map(|part| m.weights[part + 1] - m.weights[part]).min()
         };
-        let least = self.models.iter().enumerate().filter_map(layers).min();
+        let layers = |m: &Model| Some((smallest(m)? + kv(m), m.spec.name.clone()));
+        let least = self.models.iter().filter_map(layers).min();
         least.map_or("no model has layers".to_owned(), |(least, name)| {
             let lent = mib(worker.spec.memory_bytes);
             format!("one layer of {name} needs {} MiB and this worker lends {lent} MiB", mib(least))
         })
-    }
-
-    /// The run of layers with the least speed behind it, among those that fit and that a
-    /// route could use; with the ends, where the worker may hold them and all layers fit.
-    fn weakest_window(&self, id: WorkerId, model: usize) -> Option<(f64, Span)> {
-        let worker = &self.workers[&id];
-        let spec = &self.models[model].spec;
-        if !worker.may_hold_layers() || spec.class_for(&worker.spec).is_none() {
-            return None;
-        }
-        let parts = spec.parts.len() as u32;
-        let free = worker.memory_free();
-        let whole = Span { first: 0, end: parts };
-        if worker.may_hold_ends() && self.least_memory(model, whole) <= free {
-            return Some((self.rate_behind(model, whole), whole));
-        }
-        let layers = parts - 2;
-        let windows = |n: u32| (1..=parts - 1 - n).map(move |first| Span { first, end: first + n });
-        let good = |span: &Span| {
-            self.least_memory(model, *span) <= free
-                && self.is_small_enough(worker, spec, *span)
-                && self.is_usable(model, *span)
-        };
-        let n = (1..=layers).rev().find(|n| windows(*n).any(|span| good(&span)))?;
-        windows(n)
-            .filter(good)
-            .map(|span| (self.rate_behind(model, span), span))
-            .min_by(|a, b| a.0.total_cmp(&b.0))
-    }
-
-    /// Whether a tab, which may be gone soon, need not fetch too much for a replica. One
-    /// layer is never too much.
-    fn is_small_enough(&self, worker: &Worker, spec: &ModelSpec, span: Span) -> bool {
-        let new = |b: &&BlobRef| !worker.spec.cached.contains(&b.hash);
-        let fetched: u64 = span_blobs(spec, span).filter(new).map(|b| b.bytes).sum();
-        !worker.is_browser()
-            || fetched <= self.config.tab_fetch_bytes_max
-            || layer_count(spec, span) == 1
-    }
-
-    /// Whether a route could use a replica of these layers: a shard runs one range of layers
-    /// for a session, so the layers on both sides must not be on one shard only.
-    fn is_usable(&self, model: usize, span: Span) -> bool {
-        let last = self.models[model].spec.parts.len() as u32 - 1;
-        let holders = |part: u32| {
-            let shards = self.workers.values().flat_map(|w| &w.held);
-            let holds =
-                move |h: &Held| h.model == model && (h.span.first..h.span.end).contains(&part);
-            shards.filter(move |(_, h)| holds(h)).map(|(id, _)| *id)
-        };
-        span.first == 1
-            || span.end == last
-            || holders(span.first - 1).any(|a| holders(span.end).any(|b| a != b))
-    }
-
-    /// The speed behind a range of layers, each holder's share of it summed.
-    fn rate_behind(&self, model: usize, span: Span) -> f64 {
-        let shards = self.workers.values().flat_map(|w| w.held.values().map(move |h| (w, h)));
-        shards
-            .filter(|(_, h)| h.model == model)
-            .map(|(w, h)| {
-                let first = h.span.first.max(span.first).max(1);
-                let shared = h.span.end.min(span.end).saturating_sub(first);
-                let layers = layer_count(&self.models[model].spec, h.span).max(1);
-                w.survival() * f64::from(shared) / (w.s_per_byte[0] * f64::from(layers))
-            })
-            .sum()
     }
 
     /// What would be needed for a model that nobody can hold, in words.
@@ -162,19 +140,16 @@ impl Scheduler {
         let spec = &self.models[model].spec;
         let all = Span { first: 0, end: spec.parts.len() as u32 };
         let need = self.least_memory(model, all);
-        let able = self.workers.values().filter(|w| !w.draining);
-        let have: u64 = able.clone().map(|w| w.spec.memory_bytes).sum();
-        let layers: u64 =
-            able.clone().filter(|w| w.may_hold_layers()).map(|w| w.spec.memory_bytes).sum();
+        let Lent { memory, layers, .. } = self.index.lent;
         let mib = |bytes: u64| bytes.div_ceil(1 << 20);
-        if !able.clone().any(Worker::may_hold_ends) {
+        if self.index.trusted.is_empty() {
             return format!("{} needs a trusted worker for its embedding and head", spec.name);
         }
         format!(
             "{} needs {} MiB and the workers here lend {} MiB ({} MiB for layers)",
             spec.name,
             mib(need),
-            mib(have),
+            mib(memory),
             mib(layers)
         )
     }

@@ -32,7 +32,9 @@ impl Scheduler {
             self.actions.push_back(Action::Refused { request: request.id, error });
             return;
         }
+        self.request_deadlines.insert((request.deadline, request.id));
         self.queue.push_back((request, self.now));
+        self.due.submitted = true;
     }
 
     /// Why a request can never run, or not now that so many wait.
@@ -59,12 +61,8 @@ impl Scheduler {
     /// Starts what waits, in order; a model that must wait does not hold up another.
     pub(crate) fn admit(&mut self) {
         // Whoever had its KV taken, or lost a stage, comes before whoever is new.
-        let mut blocked: BTreeSet<String> = self
-            .sessions
-            .values()
-            .filter(|s| s.is_broken())
-            .map(|s| self.models[s.model].spec.name.clone())
-            .collect();
+        let mut blocked: BTreeSet<String> =
+            self.broken().map(|s| self.models[s.model].spec.name.clone()).collect();
         let mut i = 0;
         while let Some((request, _)) = self.queue.get(i) {
             if blocked.contains(&request.model) {
@@ -72,14 +70,15 @@ impl Scheduler {
                 continue;
             }
             let (request, submitted_at) = self.queue[i].clone();
-            let live = self.sessions.values().filter(|s| s.is_live()).count();
-            if live + request.choices as usize > self.config.sessions_max {
+            self.settle();
+            if self.index.live + request.choices as usize > self.config.sessions_max {
                 return;
             }
             match self.start(&request, submitted_at) {
                 Start::Done => drop(self.queue.remove(i)),
                 Start::Refuse(error) => {
                     self.queue.remove(i);
+                    self.request_deadlines.remove(&(request.deadline, request.id));
                     self.actions.push_back(Action::Refused { request: request.id, error });
                 }
                 Start::Wait => {
@@ -121,14 +120,14 @@ impl Scheduler {
                 // A shard that can hold all of it is better than one that it would outgrow.
                 let context = self.models[model].spec.context;
                 let whole = prompt_len.saturating_add(request.max_new_tokens).min(context);
-                let roomy = self.find_route(model, range, whole, &[]);
+                let roomy = self.find_route(model, range, whole, &[], id.0);
                 let Some(stages) =
-                    roomy.or_else(|| self.find_route(model, range, prompt_len + 1, &[]))
+                    roomy.or_else(|| self.find_route(model, range, prompt_len + 1, &[], id.0))
                 else {
                     return self.why_no_route(model, prompt_len + 1);
                 };
                 session.stages = stages;
-                if !self.reserve_or_evict(&session, prompt_len + 1) {
+                if !self.reserve_or_evict(id, &session.stages, prompt_len + 1) {
                     return Start::Wait;
                 }
                 0
@@ -157,19 +156,17 @@ impl Scheduler {
         Start::Done
     }
 
-    fn why_no_route(&self, model: usize, positions: u32) -> Start {
+    fn why_no_route(&mut self, model: usize, positions: u32) -> Start {
         let range = self.models[model].whole();
-        if self.find_route(model, range, 1, &[]).is_none() {
+        if self.find_route(model, range, 1, &[], 0).is_none() {
             return Start::Wait;
         }
-        let shards = self.workers.values().flat_map(|w| w.held.values());
-        let limit = shards
-            .filter(|h| h.model == model && h.kv_pages > 0)
-            .map(|h| h.kv_pages * crate::fleet::PAGE_POSITIONS)
-            .max();
+        // Its longest route is as long as the layer that has the least room.
+        let parts = &self.index.models[model].parts;
+        let pages = parts.iter().filter_map(|part| part.most_kv_pages()).min().unwrap_or(0);
         Start::Refuse(RequestError::TooLong {
             positions,
-            limit: limit.unwrap_or(0),
+            limit: pages.saturating_mul(crate::fleet::PAGE_POSITIONS),
             why: "the KV cache of the workers that are here".to_owned(),
         })
     }
@@ -190,9 +187,11 @@ impl Scheduler {
         let superseded = donor.positions() == common;
         let model = &self.models[session.model].spec;
         cut(session, common, model.d_model as usize * 4);
-        let released = if superseded { self.take_pages(from) } else { Vec::new() };
-        if !self.reserve_or_evict(session, session.prompt_len + 1) || !self.exists(from) {
-            self.take_pages(session.id);
+        let released = if superseded { self.take_pages(from, &session.stages) } else { Vec::new() };
+        if !self.reserve_or_evict(session.id, &session.stages, session.prompt_len + 1)
+            || !self.exists(from)
+        {
+            self.take_pages(session.id, &session.stages);
             self.give_pages_back(from, released);
             session.stages.clear();
             session.boundaries.clear();
@@ -208,9 +207,10 @@ impl Scheduler {
     }
 
     /// The cached session with the longest common beginning, and its length.
-    fn longest_common(&self, session: &Session) -> Option<(SessionId, u32)> {
-        let reusable = |s: &&Session| s.is_cached() && s.model == session.model;
-        let cached = self.sessions.values().filter(reusable);
+    fn longest_common(&mut self, session: &Session) -> Option<(SessionId, u32)> {
+        self.settle();
+        let cached = self.index.cached.iter().map(|(_, id)| &self.sessions[id]);
+        let cached = cached.filter(|s| s.model == session.model);
         let common = cached.map(|s| {
             let same = s.tokens.iter().zip(&session.tokens).take_while(|(a, b)| a == b).count();
             // The last prompt token is always computed: its logits are wanted.
@@ -257,7 +257,7 @@ impl Scheduler {
         for &id in &followers {
             let mut copy = Session { id, epoch: 1, ..session.clone() };
             copy.phase = Phase::Sampling;
-            if self.reserve_or_evict(&copy, copy.positions() + 1) {
+            if self.reserve_or_evict(id, &copy.stages, copy.positions() + 1) {
                 self.send_forks(leader, &copy, copy.positions());
             } else {
                 // No room beside its siblings: it comes later, from its log.
@@ -318,18 +318,23 @@ impl Scheduler {
         if let Some(in_flight) = self.requests.get_mut(&request) {
             in_flight.sessions.retain(|s| *s != id);
             if in_flight.sessions.is_empty() {
+                self.request_deadlines.remove(&(in_flight.deadline, request));
                 self.requests.remove(&request);
             }
         }
-        let cached = self.sessions.values().filter(|s| s.is_cached()).count();
-        if cached > self.config.cached_sessions_max {
+        self.settle();
+        if self.index.cached.len() > self.config.cached_sessions_max {
             self.evict(|_| true);
         }
     }
 
     pub(crate) fn cancel(&mut self, id: RequestId) {
-        self.queue.retain(|(r, _)| r.id != id);
+        let waited = self.queue.iter().position(|(r, _)| r.id == id);
+        if let Some((request, _)) = waited.and_then(|at| self.queue.remove(at)) {
+            self.request_deadlines.remove(&(request.deadline, id));
+        }
         if let Some(in_flight) = self.requests.remove(&id) {
+            self.request_deadlines.remove(&(in_flight.deadline, id));
             for session in in_flight.sessions {
                 self.release(session);
             }
@@ -345,24 +350,28 @@ impl Scheduler {
     pub(crate) fn pass_request_deadlines(&mut self) {
         let now = self.now;
         let waited = |since: Time| now.since(since).as_secs();
-        let mut late: Vec<(RequestId, RequestError)> = Vec::new();
-        for (request, submitted_at) in self.queue.iter().filter(|(r, _)| r.deadline <= now) {
-            let missing = self.model_index(&request.model).and_then(|m| self.missing(m));
-            let doing = match missing {
-                Some(missing) => Doing::WaitingFor(format!("{missing} of {}", request.model)),
-                None => Doing::WaitingForPlace,
+        while let Some(&(deadline, id)) = self.request_deadlines.first() {
+            if deadline > now {
+                return;
+            }
+            let (submitted_at, doing) = match self.requests.get(&id) {
+                Some(in_flight) => {
+                    let holes = in_flight.sessions.iter().find_map(|s| self.waits_for(*s));
+                    (in_flight.submitted_at, holes.map_or(Doing::Generating, Doing::WaitingFor))
+                }
+                None => {
+                    let queued = self.queue.iter().find(|(r, _)| r.id == id);
+                    let (request, submitted_at) = queued.expect("it waits or runs");
+                    let model = self.model_index(&request.model);
+                    let missing = model.and_then(|m| self.missing(m));
+                    let doing = missing.map_or(Doing::WaitingForPlace, |missing| {
+                        Doing::WaitingFor(format!("{missing} of {}", request.model))
+                    });
+                    (*submitted_at, doing)
+                }
             };
-            let waited_s = waited(*submitted_at);
-            late.push((request.id, RequestError::Deadline { waited_s, doing }));
-        }
-        for (id, in_flight) in self.requests.iter().filter(|(_, r)| r.deadline <= now) {
-            let holes = in_flight.sessions.iter().find_map(|s| self.waits_for(*s));
-            let doing = holes.map_or(Doing::Generating, Doing::WaitingFor);
-            let waited_s = waited(in_flight.submitted_at);
-            late.push((*id, RequestError::Deadline { waited_s, doing }));
-        }
-        for (id, error) in late {
-            self.refuse(id, error);
+            let waited_s = waited(submitted_at);
+            self.refuse(id, RequestError::Deadline { waited_s, doing });
         }
     }
 
@@ -420,7 +429,7 @@ impl Scheduler {
         session: SessionId,
         stages: &[Stage],
         positions: u32,
-    ) -> Result<(), Vec<AssignmentId>> {
+    ) -> Result<(), Vec<(WorkerId, AssignmentId)>> {
         let need = pages_for(positions);
         let holders: Vec<(WorkerId, AssignmentId)> =
             stages.iter().filter(|s| s.layers).filter_map(|s| s.holder).collect();
@@ -430,7 +439,7 @@ impl Scheduler {
             let free =
                 shard.map_or(0, |h| h.pages_free() + h.pages.get(&session).copied().unwrap_or(0));
             if free < need {
-                lacking.push(*assignment);
+                lacking.push((*worker, *assignment));
             }
         }
         if !lacking.is_empty() {
@@ -444,56 +453,56 @@ impl Scheduler {
     }
 
     /// Promises pages, giving up cached sessions for them, the longest unused first.
-    pub(crate) fn reserve_or_evict(&mut self, session: &Session, positions: u32) -> bool {
+    pub(crate) fn reserve_or_evict(
+        &mut self,
+        session: SessionId,
+        stages: &[Stage],
+        positions: u32,
+    ) -> bool {
         loop {
-            match self.reserve(session.id, &session.stages, positions) {
-                Ok(()) => return true,
-                Err(lacking) => {
-                    if !self.could_hold(&lacking, positions) {
-                        return false;
-                    }
-                    let uses = |s: &Session| {
-                        s.stages.iter().any(|t| t.holder.is_some_and(|h| lacking.contains(&h.1)))
-                    };
-                    if !self.evict(uses) && !self.evict_replay(session.id, &lacking) {
-                        return false;
-                    }
-                }
+            let Err(lacking) = self.reserve(session, stages, positions) else { return true };
+            if !self.could_hold(&lacking, positions) {
+                return false;
+            }
+            let uses = |s: &Session| {
+                s.stages.iter().any(|t| t.holder.is_some_and(|h| lacking.contains(&h)))
+            };
+            if !self.evict(uses) && !self.evict_replay(session, &lacking) {
+                return false;
             }
         }
     }
 
     /// Whether these shards have so many pages at all.
-    fn could_hold(&self, shards: &[AssignmentId], positions: u32) -> bool {
-        let held = self.workers.values().flat_map(|w| &w.held);
-        let mut named = held.filter(|(id, _)| shards.contains(id));
-        named.all(|(_, shard)| shard.kv_pages >= pages_for(positions))
+    fn could_hold(&self, shards: &[(WorkerId, AssignmentId)], positions: u32) -> bool {
+        shards.iter().all(|(worker, assignment)| {
+            let shard = self.workers.get(worker).and_then(|w| w.held.get(assignment));
+            shard.is_none_or(|shard| shard.kv_pages >= pages_for(positions))
+        })
     }
 
     /// Lets the longest unused cached session go that `which` is true of.
     pub(crate) fn evict(&mut self, which: impl Fn(&Session) -> bool) -> bool {
-        let oldest = self
-            .sessions
-            .values()
-            .filter_map(|s| match s.phase {
-                Phase::Cached { since } if which(s) => Some((since, s.id)),
-                _ => None,
-            })
-            .min();
-        if let Some((_, id)) = oldest {
+        self.settle();
+        let mut cached = self.index.cached.iter().map(|(_, id)| *id);
+        let oldest = cached.find(|id| which(&self.sessions[id]));
+        if let Some(id) = oldest {
             self.release(id);
         }
         oldest.is_some()
     }
 
-    /// Frees a session's pages, remembering how many there were on each shard.
-    fn take_pages(&mut self, id: SessionId) -> Vec<(WorkerId, AssignmentId, u32)> {
+    /// Frees a session's pages on these stages, remembering how many there were on each shard.
+    fn take_pages(
+        &mut self,
+        id: SessionId,
+        stages: &[Stage],
+    ) -> Vec<(WorkerId, AssignmentId, u32)> {
         let mut taken = Vec::new();
-        for (worker, w) in &mut self.workers {
-            for (assignment, shard) in &mut w.held {
-                if let Some(pages) = shard.pages.remove(&id) {
-                    taken.push((*worker, *assignment, pages));
-                }
+        for (worker, assignment) in stages.iter().filter_map(|s| s.holder) {
+            let shard = self.workers.get_mut(&worker).and_then(|w| w.held.get_mut(&assignment));
+            if let Some(pages) = shard.and_then(|shard| shard.pages.remove(&id)) {
+                taken.push((worker, assignment, pages));
             }
         }
         taken
@@ -513,8 +522,11 @@ impl Scheduler {
 
     /// Lowers a session's pages to what `positions` need.
     fn trim_pages(&mut self, id: SessionId, positions: u32) {
-        for shard in self.workers.values_mut().flat_map(|w| w.held.values_mut()) {
-            if let Some(pages) = shard.pages.get_mut(&id) {
+        let holders: Vec<(WorkerId, AssignmentId)> =
+            self.sessions[&id].stages.iter().filter_map(|s| s.holder).collect();
+        for (worker, assignment) in holders {
+            let shard = self.workers.get_mut(&worker).and_then(|w| w.held.get_mut(&assignment));
+            if let Some(pages) = shard.and_then(|shard| shard.pages.get_mut(&id)) {
                 *pages = (*pages).min(pages_for(positions));
             }
         }

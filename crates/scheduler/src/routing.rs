@@ -9,19 +9,44 @@ pub struct Way {
     pub holder: (WorkerId, AssignmentId),
     /// Which parts.
     pub span: Span,
-    /// Seconds of each part of the span for one row, load counted in.
-    pub part_s: Vec<f64>,
+    /// Seconds that one row takes through one weight byte, load counted in.
+    pub s_per_byte: f64,
     /// Seconds there and back.
     pub hop_s: f64,
+}
+
+/// The shards that a route may use.
+#[derive(Clone, Debug)]
+pub struct Ways {
+    /// All of them.
+    pub ways: Vec<Way>,
+    /// By part: the ways that may be entered there.
+    pub at: Vec<Vec<usize>>,
+}
+
+impl Ways {
+    /// None yet, for a model of so many parts.
+    pub fn new(parts: usize) -> Ways {
+        Ways { ways: Vec::new(), at: vec![Vec::new(); parts] }
+    }
+
+    /// Adds a shard that may be entered at every part of it.
+    pub fn add(&mut self, way: Way) {
+        for part in way.span.first..way.span.end {
+            self.at[part as usize].push(self.ways.len());
+        }
+        self.ways.push(way);
+    }
 }
 
 /// One stage of a route: who, and which parts.
 pub type Leg = ((WorkerId, AssignmentId), Span);
 
 /// The cheapest route over `range`, entering and leaving shards anywhere, or `None` if some
-/// part is held by nobody. No shard is entered twice for layers: where the path would come
-/// back to one, that shard runs everything between, which it holds.
-pub fn route(ways: &[Way], range: Span, parts: usize) -> Option<Vec<Leg>> {
+/// part is held by nobody; `work_bytes` are the weight bytes of all parts before each part,
+/// and of all. No shard is entered twice for layers: where the path would come back to one,
+/// that shard runs everything between, which it holds.
+pub fn route(ways: &Ways, range: Span, work_bytes: &[u64]) -> Option<Vec<Leg>> {
     let len = (range.end - range.first) as usize;
     // best[b]: seconds to have run the range's first b parts; by: (way, from).
     let mut best = vec![f64::INFINITY; len + 1];
@@ -31,15 +56,14 @@ pub fn route(ways: &[Way], range: Span, parts: usize) -> Option<Vec<Leg>> {
         if best[from].is_infinite() {
             continue;
         }
-        let part = range.first + from as u32;
-        for (w, way) in ways.iter().enumerate() {
-            if !(way.span.first..way.span.end).contains(&part) {
-                continue;
-            }
-            let mut seconds = best[from] + way.hop_s;
-            for to in part..way.span.end.min(range.end) {
-                seconds += way.part_s[(to - way.span.first) as usize];
-                let b = (to + 1 - range.first) as usize;
+        let part = range.first as usize + from;
+        for &w in &ways.at[part] {
+            let way = &ways.ways[w];
+            let entered = best[from] + way.hop_s;
+            for to in part + 1..=(way.span.end.min(range.end) as usize) {
+                let work = (work_bytes[to] - work_bytes[part]) as f64;
+                let seconds = entered + work * way.s_per_byte;
+                let b = to - range.first as usize;
                 if seconds < best[b] {
                     best[b] = seconds;
                     by[b] = Some((w, from));
@@ -52,11 +76,11 @@ pub fn route(ways: &[Way], range: Span, parts: usize) -> Option<Vec<Leg>> {
     while at > 0 {
         let (w, from) = by[at]?;
         let span = Span { first: range.first + from as u32, end: range.first + at as u32 };
-        legs.push((ways[w].holder, span));
+        legs.push((ways.ways[w].holder, span));
         at = from;
     }
     legs.reverse();
-    Some(merge_returns(legs, parts))
+    Some(merge_returns(legs, work_bytes.len() - 1))
 }
 
 /// Lets a shard that a route comes back to run all that lies between.
@@ -79,17 +103,17 @@ fn merge_returns(mut legs: Vec<Leg>, parts: usize) -> Vec<Leg> {
 mod tests {
     use super::*;
 
-    fn way(worker: u64, first: u32, end: u32, part_ms: f64, hop_ms: f64) -> Way {
-        Way {
-            holder: (WorkerId(worker), AssignmentId(worker)),
-            span: Span { first, end },
-            part_s: vec![part_ms; (end - first) as usize],
-            hop_s: hop_ms,
-        }
+    fn way(worker: u64, first: u32, end: u32, part_s: f64, hop_s: f64) -> Way {
+        let holder = (WorkerId(worker), AssignmentId(worker));
+        Way { holder, span: Span { first, end }, s_per_byte: part_s, hop_s }
     }
 
-    fn check(ways: &[Way], expected: Option<&[(u64, u32, u32)]>) {
-        let legs = route(ways, Span { first: 0, end: 8 }, 8);
+    fn check(all: &[Way], expected: Option<&[(u64, u32, u32)]>) {
+        // The embedding is no work, every other part is as much as the next.
+        let work: Vec<u64> = std::iter::once(0).chain(0..8).collect();
+        let mut ways = Ways::new(8);
+        all.iter().for_each(|way| ways.add(way.clone()));
+        let legs = route(&ways, Span { first: 0, end: 8 }, &work);
         let got: Option<Vec<_>> =
             legs.map(|l| l.iter().map(|((w, _), s)| (w.0, s.first, s.end)).collect());
         assert_eq!(got.as_deref(), expected);
@@ -116,9 +140,7 @@ mod tests {
 
     #[test]
     fn the_ends_may_frame_the_layers_on_one_shard() {
-        let mut ends = way(1, 0, 8, 100.0, 0.0);
-        ends.part_s[0] = 0.0;
-        ends.part_s[7] = 1.0;
+        let ends = way(1, 0, 8, 100.0, 0.0);
         check(&[ends, way(2, 1, 7, 1.0, 1.0)], Some(&[(1, 0, 1), (2, 1, 7), (1, 7, 8)]));
     }
 }

@@ -153,6 +153,27 @@ impl Session {
         }
     }
 
+    /// The rows `from..to` that a stage can be sent now. `skip_replay` leaves out those whose
+    /// output is known (see [`crate::Sabotage`]).
+    pub fn rows_waiting(&self, i: usize, skip_replay: bool) -> Option<(u32, u32)> {
+        let stage = &self.stages[i];
+        let mut from = stage.sent;
+        if skip_replay {
+            let boundary = self.boundaries.get(&stage.span.end);
+            from = from.max(boundary.map_or(self.wanted(), Boundary::end));
+        }
+        let to = self.available(i);
+        if from >= to {
+            return None;
+        }
+        if stage.layers || i == 0 {
+            return Some((from, to));
+        }
+        // The head alone runs only the row that is wanted.
+        let whole = self.phase == Phase::Computing && to == self.positions();
+        whole.then_some((to - 1, to))
+    }
+
     /// The parts that nobody runs for it.
     pub fn holes(&self) -> Vec<Span> {
         self.stages.iter().filter(|s| s.holder.is_none()).map(|s| s.span).collect()

@@ -106,7 +106,7 @@ impl Scheduler {
         self.set_standing(key, Standing { banned: true, ..standing });
         self.note(Note::Banned { key: key.to_owned(), reason: found.to_owned() });
         self.forget_work(key);
-        let here = self.workers.values().find(|w| w.spec.key == key).map(|w| w.spec.id);
+        let here = self.keys.get(key).copied();
         if let Some(worker) = here {
             self.dismiss(worker, &format!("its key is banned: {found}"), false);
         }
@@ -116,7 +116,7 @@ impl Scheduler {
     fn set_standing(&mut self, key: &str, standing: Standing) {
         self.audits.standings.insert(key.to_owned(), standing);
         self.actions.push_back(Action::Standing { key: key.to_owned(), standing });
-        if let Some(w) = self.workers.values_mut().find(|w| w.spec.key == key) {
+        if let Some(w) = self.keys.get(key).copied().and_then(|id| self.workers.get_mut(&id)) {
             w.spec.standing = standing;
         }
     }

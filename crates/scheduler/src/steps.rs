@@ -12,8 +12,7 @@ use protocol::{
 use crate::Scheduler;
 use crate::audit::lag;
 use crate::event::{Action, Note, RequestError};
-use crate::fleet::{StepInFlight, work_bytes};
-use crate::log::Boundary;
+use crate::fleet::StepInFlight;
 use crate::session::{Phase, Session, Stage};
 
 /// A prefill chunk is not made smaller than this to keep a step short.
@@ -31,16 +30,15 @@ struct Waiting {
 impl Scheduler {
     /// Sends steps until no worker with a credit has anything waiting.
     pub(crate) fn send_steps(&mut self) {
-        let workers: Vec<WorkerId> = self.workers.keys().copied().collect();
-        let mut rewound = true;
-        while std::mem::take(&mut rewound) {
-            for &worker in &workers {
-                while self.workers.get(&worker).is_some_and(|w| w.has_credit() && !w.draining) {
-                    let Some((assignment, span, rows)) = self.next_batch(worker) else { break };
-                    // Rows that the log lacks wait for the stages before, which may be here
-                    // already: once more from the start.
-                    rewound |= !self.send_step(worker, assignment, span, rows);
-                }
+        self.settle();
+        // Only who was touched can have something to be sent: the others were looked at when
+        // they were.
+        while let Some(worker) = self.due.send.pop_first() {
+            while self.workers.get(&worker).is_some_and(|w| w.has_credit() && !w.draining) {
+                let Some((assignment, span, rows)) = self.next_batch(worker) else { break };
+                // Rows that the log lacks wait for the stages before, which are touched by it.
+                self.send_step(worker, assignment, span, rows);
+                self.settle();
             }
         }
         self.trim_logs();
@@ -50,36 +48,22 @@ impl Scheduler {
     fn next_batch(&self, worker: WorkerId) -> Option<(AssignmentId, Span, Vec<Waiting>)> {
         let mut groups: std::collections::BTreeMap<(AssignmentId, Span), Vec<Waiting>> =
             Default::default();
-        for session in self.sessions.values().filter(|s| !s.is_cached()) {
+        let skip_replay = self.config.sabotage.skip_replay;
+        for id in self.index.waiting.get(&worker)? {
+            let session = &self.sessions[id];
             for (i, stage) in session.stages.iter().enumerate() {
                 let Some((holder, assignment)) = stage.holder else { continue };
                 if holder != worker {
                     continue;
                 }
-                let mut from = stage.sent;
-                if self.config.sabotage.skip_replay {
-                    let boundary = session.boundaries.get(&stage.span.end);
-                    from = from.max(boundary.map_or(session.wanted(), Boundary::end));
-                }
-                let to = session.available(i);
-                let ends_alone = !stage.layers && i > 0;
-                // The head alone runs only the row that is wanted.
-                let waits = if ends_alone {
-                    session.phase == Phase::Computing && from < to && to == session.positions()
-                } else {
-                    from < to
-                };
-                if waits {
-                    let from = if ends_alone { to - 1 } else { from };
-                    let served = session.served;
-                    groups.entry((assignment, stage.span)).or_default().push(Waiting {
-                        session: session.id,
-                        stage: i,
-                        from,
-                        to,
-                        served,
-                    });
-                }
+                let Some((from, to)) = session.rows_waiting(i, skip_replay) else { continue };
+                groups.entry((assignment, stage.span)).or_default().push(Waiting {
+                    session: session.id,
+                    stage: i,
+                    from,
+                    to,
+                    served: session.served,
+                });
             }
         }
         let oldest = |rows: &Vec<Waiting>| rows.iter().map(|w| w.served).min();
@@ -92,10 +76,11 @@ impl Scheduler {
 
     /// Rows that a step through `span` may have if it is not to take too long.
     fn rows_max(&self, worker: WorkerId, model: usize, span: Span) -> u32 {
-        let live = self.sessions.values().filter(|s| s.is_live() && !s.stages.is_empty()).count();
-        let budget = if live > 1 { self.config.step_busy } else { self.config.step_alone };
+        let budget =
+            if self.index.routed > 1 { self.config.step_busy } else { self.config.step_alone };
         let spec = &self.models[model].spec;
-        let per_row = self.workers[&worker].compute_s(work_bytes(spec, span), 64) / 64.0;
+        let work = self.models[model].work_bytes(span);
+        let per_row = self.workers[&worker].compute_s(work, 64) / 64.0;
         let rows = if per_row > 0.0 { budget.as_secs_f64() / per_row } else { f64::MAX };
         // Both sides of the wire must be able to take it.
         let wire = (PAYLOAD_BYTES_MAX / (spec.d_model as usize * 4)) as u32;
@@ -103,14 +88,14 @@ impl Scheduler {
         rows.min(self.config.step_rows_max).min(protocol::ROWS_MAX)
     }
 
-    /// Sends one step with as many of the rows as fit. Answers whether anything was sent.
+    /// Sends one step with as many of the rows as fit.
     fn send_step(
         &mut self,
         worker: WorkerId,
         assignment: AssignmentId,
         span: Span,
         waiting: Vec<Waiting>,
-    ) -> bool {
+    ) {
         let model = self.workers[&worker].held[&assignment].model;
         let row_bytes = self.models[model].spec.d_model as usize * 4;
         let parts = self.models[model].spec.parts.len() as u32;
@@ -158,11 +143,11 @@ impl Scheduler {
             rows_left -= rows;
         }
         if segments.is_empty() {
-            return false;
+            return;
         }
         self.next_step += 1;
         let rows = segments.iter().map(|s| s.rows).sum();
-        let work = work_bytes(&self.models[model].spec, span);
+        let work = self.models[model].work_bytes(span);
         let w = self.workers.get_mut(&worker).expect("it has a credit");
         let predicted_s = w.compute_s(work, rows);
         let in_flight = StepInFlight {
@@ -187,7 +172,6 @@ impl Scheduler {
             payload: join(payload),
         };
         self.actions.push_back(Action::Step { worker, frame });
-        true
     }
 
     /// A worker answered: its rows go into the log and on to the next stage.
@@ -208,10 +192,11 @@ impl Scheduler {
             self.dismiss(id, &reason, false);
             return;
         }
-        let work = work_bytes(spec, step.span);
+        let work = self.models[model].work_bytes(step.span);
         if frame.segments.iter().all(|s| s.status == Status::Ok) {
             let worker = self.workers.get_mut(&id).expect("it answered");
             worker.learn(&step, work, frame.compute_us, self.now);
+            self.plan_visit(id);
         }
         let whole = frame.segments.len() == 1;
         let mut offset = 0;
@@ -290,8 +275,11 @@ impl Scheduler {
         }
         let positions = session.positions() + 1;
         let believed = trusted || confirmed;
-        let other = self.find_route(model, span, positions, &not).filter(|_| !believed);
         let position = sent.position;
+        let other = match believed {
+            true => None,
+            false => self.find_route(model, span, positions, &not, sent.session.0),
+        };
         let Some(other) = other else {
             self.refuse(request, RequestError::Numeric { position });
             return;
@@ -304,8 +292,8 @@ impl Scheduler {
         self.forget_stages(sent.session, epoch, old);
         let session = self.sessions.get_mut(&sent.session).expect("it was found");
         session.rewind();
-        let copy = session.clone();
-        if !self.reserve_or_evict(&copy, positions) {
+        let stages = session.stages.clone();
+        if !self.reserve_or_evict(sent.session, &stages, positions) {
             self.preempt(sent.session);
         }
     }
@@ -408,12 +396,19 @@ fn check_answer(
             frame.payload.len()
         ));
     }
-    let finite = |b: &[u8]| {
-        let bits = u32::from_le_bytes([b[0], b[1], b[2], b[3]]);
-        bits & 0x7fff_ffff < 0x7f80_0000
-    };
-    if !frame.payload.chunks_exact(4).all(finite) {
+    if !is_finite(&frame.payload) {
         return Err(format!("step {} was answered with values that are not finite", frame.step));
     }
     Ok(())
+}
+
+/// Whether all f32 of a payload are finite.
+fn is_finite(payload: &[u8]) -> bool {
+    // Whole blocks without a branch, which the compiler makes vector code of.
+    payload.chunks(1024).all(|block| {
+        let magnitudes = block
+            .chunks_exact(4)
+            .map(|b| u32::from_le_bytes([b[0], b[1], b[2], b[3]]) & 0x7fff_ffff);
+        magnitudes.fold(0, u32::max) < 0x7f80_0000
+    })
 }

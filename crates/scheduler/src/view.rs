@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 use protocol::{AssignmentId, Span, WorkerId};
 
 use crate::Scheduler;
-use crate::cover::unique_bytes;
+use crate::assign::unique_bytes;
 use crate::event::{FleetView, ModelView, SessionView, ShardView, WorkerView};
 use crate::fleet::{Worker, layer_count};
 use crate::session::{Phase, Session};
@@ -23,8 +23,8 @@ impl Scheduler {
                 .map(|s| self.session_view(s))
                 .collect(),
             queued: self.queue.len(),
-            cached_sessions: self.sessions.values().filter(|s| s.is_cached()).count(),
-            log_bytes: self.log_bytes(),
+            cached_sessions: self.index.cached.len(),
+            log_bytes: self.index.log_bytes,
         }
     }
 
@@ -33,12 +33,31 @@ impl Scheduler {
         self.workers.get(&worker).map_or(0, |w| w.rows)
     }
 
+    /// The speed behind each layer of a model, weight bytes a second: every holder's rate,
+    /// weighted by its chance to stay and divided among the layers that it holds.
+    ///
+    /// # Panics
+    /// If there is no such model.
+    pub fn layer_rates(&self, model: &str) -> Vec<u64> {
+        let model = self.model_index(model).expect("the model is served");
+        let parts = &self.index.models[model].parts;
+        parts[1..parts.len() - 1].iter().map(|part| part.rate).collect()
+    }
+
     /// What must hold after every event, for the simulation to ask.
     ///
     /// # Panics
     /// If it does not: a broken invariant is a fault of this crate.
     pub fn check_invariants(&self) {
-        for (id, worker) in &self.workers {
+        assert!(!self.sessions.is_touched() && !self.workers.is_touched(), "indexes left behind");
+        assert_eq!(self.index, self.fresh_index(), "an index is wrong");
+        let queued = self.queue.iter().map(|(r, _)| (r.deadline, r.id));
+        let running = self.requests.iter().map(|(id, r)| (r.deadline, *id));
+        let deadlines: BTreeSet<_> = queued.chain(running).collect();
+        assert_eq!(self.request_deadlines, deadlines, "requests without a deadline or beyond");
+        let keys = self.workers.values().map(|w| (w.spec.key.clone(), w.spec.id));
+        assert_eq!(self.keys, keys.collect(), "workers without a key or beyond");
+        for (id, worker) in self.workers.iter() {
             let promised = worker.memory_used(|_| true);
             assert!(
                 promised <= worker.spec.memory_bytes,
@@ -65,14 +84,7 @@ impl Scheduler {
                 assert_eq!(pair[0].span.end, pair[1].span.first, "a route with a gap");
             }
         }
-        let log_bytes = self.log_bytes();
-        assert!(log_bytes <= self.config.log_bytes_max, "logs of {log_bytes} bytes");
-    }
-
-    /// Bytes of all activation logs; what audits keep has a bound of its own.
-    fn log_bytes(&self) -> u64 {
-        let logs = self.sessions.values().filter(|s| !s.is_audit());
-        logs.map(Session::log_bytes).sum()
+        assert!(self.index.log_bytes <= self.config.log_bytes_max, "logs beyond their bound");
     }
 
     fn model_view(&self, model: usize) -> ModelView {
@@ -92,7 +104,7 @@ impl Scheduler {
             classes: spec.classes.iter().map(|class| class.name.clone()).collect(),
             covered: missing.is_none(),
             missing,
-            replicas: self.replicas(model, |h| h.ready),
+            replicas: self.index.models[model].parts.iter().map(|p| p.ready() as u32).collect(),
         }
     }
 

@@ -206,6 +206,7 @@ pub fn worker(id: u64, memory_bytes: u64, trusted: bool, holds: Holds) -> Worker
         classes: vec!["canonical-1".into()],
         cached: Vec::new(),
         standing: Standing::default(),
+        machine: String::new(),
     }
 }
 

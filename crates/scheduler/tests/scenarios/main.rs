@@ -2,6 +2,7 @@
 
 mod audits;
 mod bench;
+mod large;
 mod tabs;
 
 use std::time::Duration;
