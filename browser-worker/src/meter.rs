@@ -1,12 +1,17 @@
 //! What crosses the network, and the owner's bound on it.
 
 use std::cell::Cell;
+use std::rc::Rc;
 
 /// Counts bytes since the page was loaded; shared by everything that sends or receives.
 #[derive(Debug, Default)]
 pub struct Meter {
     down: Cell<u64>,
     up: Cell<u64>,
+    /// Of downloads that have begun, what has not come yet.
+    expected: Cell<u64>,
+    /// The last download that was not begun since it would not have fitted; 0 if all did.
+    refused: Cell<u64>,
     from_disk: Cell<u64>,
     max: Cell<Option<u64>>,
 }
@@ -44,17 +49,73 @@ impl Meter {
 
     /// The owner's bound of both directions together; `None`: none.
     pub fn set_max(&self, max: Option<u64>) {
-        self.max.set(max);
+        if self.max.replace(max) != max {
+            self.refused.set(0);
+        }
     }
 
-    /// Why no more may cross the network, once the bound is reached.
+    /// A download of so many bytes is about to begin: they count from now on, until they have
+    /// come or the value is dropped.
+    ///
+    /// # Errors
+    /// The bound leaves no room for it, in words; [`Meter::is_exhausted`] then.
+    pub fn expect(self: &Rc<Self>, bytes: u64) -> Result<Expected, String> {
+        let all = self.taken().saturating_add(bytes);
+        if self.max.get().is_some_and(|max| all > max) {
+            self.refused.set(bytes);
+            return Err(self.exhausted().unwrap_or_default());
+        }
+        self.expected.set(self.expected.get() + bytes);
+        Ok(Expected { meter: self.clone(), left: bytes })
+    }
+
+    /// Whether no more may cross the network: the bound is reached, or will be by what is on its
+    /// way, or leaves no room for what the coordinator asks for.
+    pub fn is_exhausted(&self) -> bool {
+        let Some(max) = self.max.get() else { return false };
+        self.used() >= max || self.taken() > max || self.refused.get() > 0
+    }
+
+    /// Why no more may, in words.
     pub fn exhausted(&self) -> Option<String> {
-        let max = self.max.get()?;
-        let used = self.down.get().saturating_add(self.up.get());
-        (used >= max).then(|| {
-            let mb = |bytes: u64| bytes as f64 / 1e6;
-            format!("the data cap of {:.1} MB is reached ({:.1} MB used)", mb(max), mb(used))
-        })
+        let max = self.max.get().filter(|_| self.is_exhausted())?;
+        let mb = |bytes: u64| format!("{:.1} MB", bytes as f64 / 1e6);
+        let more = match self.refused.get() {
+            0 => String::new(),
+            bytes => format!(", and the next layers are {}", mb(bytes)),
+        };
+        Some(format!("the data cap of {} is reached ({} used{more})", mb(max), mb(self.used())))
+    }
+
+    fn used(&self) -> u64 {
+        self.down.get().saturating_add(self.up.get())
+    }
+
+    /// The same with what is on its way.
+    fn taken(&self) -> u64 {
+        self.used().saturating_add(self.expected.get())
+    }
+}
+
+/// A download that has begun.
+#[derive(Debug)]
+pub struct Expected {
+    meter: Rc<Meter>,
+    left: u64,
+}
+
+impl Expected {
+    /// Some of it came, and was counted.
+    pub fn came(&mut self, bytes: usize) {
+        let came = self.left.min(bytes as u64);
+        self.left -= came;
+        self.meter.expected.set(self.meter.expected.get() - came);
+    }
+}
+
+impl Drop for Expected {
+    fn drop(&mut self) {
+        self.meter.expected.set(self.meter.expected.get() - self.left);
     }
 }
 
@@ -86,5 +147,31 @@ mod tests {
         );
         meter.set_max(Some(200_000_000));
         assert_eq!(meter.exhausted(), None, "the owner raised it");
+    }
+
+    #[test]
+    fn what_is_on_its_way_counts_and_what_does_not_fit_is_not_begun() {
+        let meter = Rc::new(Meter::default());
+        drop(meter.expect(u64::MAX).expect("no cap"));
+        meter.set_max(Some(1000));
+        let mut first = meter.expect(600).expect("there is room");
+        let second = meter.expect(400).expect("just enough");
+        assert!(!meter.is_exhausted(), "all of it may come");
+        meter.received(100);
+        first.came(100);
+        assert!(!meter.is_exhausted(), "and does");
+        meter.sent(1);
+        assert!(meter.is_exhausted(), "too little is left for the rest");
+        drop(second);
+        assert!(!meter.is_exhausted(), "nobody wants it any more");
+        assert!(meter.expect(400).is_err(), "500 are to come, 101 are used");
+        let reason = meter.exhausted().expect("it says so again");
+        assert!(reason.contains("the next layers are"), "{reason}");
+        meter.set_max(Some(1000));
+        assert!(meter.is_exhausted(), "nothing has changed");
+        meter.set_max(Some(2000));
+        assert!(!meter.is_exhausted());
+        drop(first);
+        assert!(meter.expect(1899).is_ok(), "what did not come does not count");
     }
 }

@@ -17,8 +17,11 @@ const LOOKS: usize = 60;
 /// Bytes down and up together: the probe and the layers fit, and many tokens' hidden states, but
 /// neither direction reaches it alone.
 const CAP_BYTES: u64 = 2_500_000;
-/// What may cross the network before the worker looks at the cap again.
-const CAP_SLACK_BYTES: f64 = 200_000.0;
+/// The most by which the page's figures may exceed it: the chunk that reaches it, and half of the
+/// last digit shown of each direction.
+const CAP_SLACK_BYTES: f64 = (protocol::CHUNK_BYTES_MAX + 50_000 + 500) as f64;
+/// The probe and one or two layers fit.
+const SMALL_CAP_BYTES: u64 = 900_000;
 
 /// Waits until a generation has come to layers that nobody holds; gives the tokens it has.
 async fn stands(lent: &Lent) -> u64 {
@@ -95,7 +98,6 @@ async fn the_data_cap_counts_both_directions_and_stops_it() {
     let (down, up) = (lent.figure_bytes("down").await, lent.figure_bytes("up").await);
     let cap = CAP_BYTES as f64;
     assert!(down < cap && up < cap && up > 0.0, "{down} down, {up} up");
-    // The page rounds to three figures.
     assert!((0.9 * cap..cap + CAP_SLACK_BYTES).contains(&(down + up)), "{down} down, {up} up");
     lent.chrome.screenshot("data-cap").await;
 
@@ -117,6 +119,21 @@ async fn the_data_cap_counts_both_directions_and_stops_it() {
         events.next().await.expect("the stream goes on");
     }
     stands_no_longer(&lent, written).await;
+}
+
+#[tokio::test]
+async fn layers_that_do_not_fit_the_data_cap_are_not_fetched() {
+    let _machine = machine().await;
+    let lent = Lent::start("small-cap").await;
+    let url = format!("http://{}/?backend=wasm", lent.coordinator.address);
+    lent.open_with(&url, &json!({"data_bytes": SMALL_CAP_BYTES})).await;
+    lent.chrome.click("#start").await;
+    lent.phase("paused").await;
+    let said = lent.chrome.text("#detail").await;
+    assert!(said.contains("0.9 MB is reached") && said.contains("the next layers are"), "{said}");
+    let (down, up) = (lent.figure_bytes("down").await, lent.figure_bytes("up").await);
+    assert!(down + up <= SMALL_CAP_BYTES as f64, "{down} down, {up} up");
+    lent.tabs_are(0).await;
 }
 
 /// Waits until the generation has more tokens than these.

@@ -126,7 +126,7 @@ async fn down_bytes_per_s(meter: &Meter, cancel: &Cancel) -> Option<f64> {
     let mut bytes = 0;
     while let Some(piece) = answer.piece(meter).await.ok()? {
         bytes += piece.len();
-        if js::now_ms() - began > PROBE_MS_MAX {
+        if js::now_ms() - began > PROBE_MS_MAX || meter.is_exhausted() {
             break;
         }
     }

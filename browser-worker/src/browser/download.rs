@@ -1,6 +1,8 @@
 //! One blob from the coordinator: hashed while it arrives, resumed where it broke off,
 //! written to disk or, where that cannot be, into memory.
 
+use std::rc::Rc;
+
 use protocol::{BlobHash, BlobRef};
 use shards::SourceError;
 
@@ -40,7 +42,7 @@ pub struct Request<'a> {
     /// Ends it.
     pub cancel: &'a Cancel,
     /// Counts bytes, and may forbid more.
-    pub meter: &'a Meter,
+    pub meter: &'a Rc<Meter>,
 }
 
 /// Where a finished blob lies.
@@ -114,14 +116,19 @@ async fn run(
         sink.restart()?;
     }
     if sink.at < bytes {
+        let due = |at: u64| request.meter.expect(bytes - at).map_err(Failure::Final);
+        let mut expected = due(sink.at)?;
         let mut answer = ask(request, sink.at).await?;
-        if answer.status != 206 {
+        if answer.status != 206 && sink.at > 0 {
             sink.restart()?;
+            drop(expected);
+            expected = due(0)?;
         }
         while let Some(piece) = answer.piece(request.meter).await.map_err(Failure::Again)? {
             if sink.at + piece.len() as u64 > bytes {
                 return Err(Failure::Again("more bytes came than were announced".into()));
             }
+            expected.came(piece.len());
             sink.write(&piece, bytes)?;
             progress(sink.at);
             if let Some(reason) = request.meter.exhausted() {

@@ -137,6 +137,10 @@ impl Socket {
             return Err("the coordinator takes no messages".into());
         }
         while !self.is_empty() {
+            // Beyond the owner's cap only what is said in leaving still goes.
+            if self.control.is_empty() && self.meter.is_exhausted() {
+                return Ok(());
+            }
             if self.socket.buffered_amount() > BUFFERED_BYTES_MAX {
                 return self.wait();
             }

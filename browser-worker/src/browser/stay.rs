@@ -309,9 +309,6 @@ impl Stay {
             }
             Link::Waiting(_) | Link::Connecting(..) | Link::Open(..) => {}
         }
-        if let Some(reason) = self.shared.meter.exhausted() {
-            self.drain(&reason, figures);
-        }
         self.handle(Event::Tick, figures);
     }
 

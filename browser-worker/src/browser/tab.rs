@@ -131,6 +131,7 @@ impl Tab {
         loop {
             let happened = inbox.next().await;
             self.handle(happened);
+            self.keep_to_cap();
             self.settle();
             self.report(false);
         }
@@ -394,17 +395,21 @@ impl Tab {
         }
     }
 
+    /// Leaves at once where the owner's cap is reached.
+    fn keep_to_cap(&mut self) {
+        if let Mode::Staying { .. } = &self.mode
+            && let Some(reason) = self.shared.meter.exhausted()
+        {
+            self.leave(&reason, true);
+        }
+    }
+
     /// Draws the consequences of what was handled.
     fn settle(&mut self) {
         let Mode::Staying { stay, then } = &mut self.mode else { return };
         let Some(over) = stay.settle(&mut self.figures) else { return };
         match over {
-            Over::Drained => {
-                if then.is_none() {
-                    // By itself: the data cap.
-                    (*then, self.detail) = (Some(Then::Rest), stay.phase().1);
-                }
-            }
+            Over::Drained => {}
             Over::Dismissed(reason) => {
                 *then = Some(Then::Rest);
                 self.failure = Some(format!("the coordinator says: {reason}"));

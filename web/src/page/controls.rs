@@ -59,7 +59,7 @@ pub fn Controls(tab: Tab) -> impl IntoView {
                     choices=memory read=|s| s.memory_bytes write=|s, v| s.memory_bytes = v/>
                 <Choice tab id="disk" label="Disk" why="Layers kept for the next visit."
                     choices=disk read=|s| s.disk_bytes write=|s, v| s.disk_bytes = v/>
-                <Choice tab id="data" label="Data cap" why="Down and up together in this visit; then it stops."
+                <Choice tab id="data" label="Data cap" why="Layers, what tokens need and messages, down and up together in this visit; what is on its way counts. Reached, it stops at once; layers that do not fit are not fetched."
                     choices=data read=|s| s.data_bytes write=|s, v| s.data_bytes = v/>
                 <Choice tab id="threads" label="Processor cores" why=cores_why
                     choices=threads read=|s| s.threads.into()
