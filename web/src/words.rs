@@ -52,6 +52,13 @@ pub fn rate(x: f64) -> String {
     }
 }
 
+/// A remark as a sentence of its own.
+pub fn sentence(remark: &str) -> String {
+    let mut letters = remark.chars();
+    let first = letters.next().map(|first| first.to_uppercase().to_string());
+    format!("{}{}.", first.unwrap_or_default(), letters.as_str())
+}
+
 /// What a tab is doing, in a few words that change only when it does something else.
 pub fn headline(donor: &Donor) -> String {
     if donor.forgets() {
@@ -253,6 +260,14 @@ mod tests {
         assert_eq!((count(7), count(1_234_567)), ("7".to_owned(), "1,234,567".to_owned()));
         let rates = [0.0, f64::NAN, 0.123, 7.0, 1234.4].map(rate);
         assert_eq!(rates, ["0", "0", "0.12", "7.0", "1,234"]);
+    }
+
+    #[test]
+    fn remarks_become_sentences() {
+        assert_eq!(
+            sentence("the disk is full; it is kept in memory"),
+            "The disk is full; it is kept in memory."
+        );
     }
 
     #[test]

@@ -6,10 +6,13 @@ use wasm_bindgen_futures::spawn_local;
 
 use crate::browser;
 use crate::page::donate::FleetSignal;
+use crate::page::tab::Tab;
 use crate::words;
 
 /// How often the fleet is asked for while somebody looks, ms.
 const ASK_EVERY_MS: u32 = 4000;
+/// Once this tab does something else, the coordinator has heard of it after so long, ms.
+const HEARD_MS: u32 = 500;
 /// Replicas of a layer that the picture tells apart.
 const REPLICAS_SHOWN_MAX: u32 = 3;
 
@@ -19,7 +22,7 @@ pub fn watch() -> FleetSignal {
     spawn_local(async move {
         loop {
             if !browser::hidden() || fleet.with_untracked(Option::is_none) {
-                fleet.set(Some(browser::get::<Fleet>("/v1/fleet").await));
+                ask(fleet).await;
             }
             browser::sleep(ASK_EVERY_MS).await;
         }
@@ -27,9 +30,26 @@ pub fn watch() -> FleetSignal {
     fleet
 }
 
+async fn ask(fleet: FleetSignal) {
+    fleet.set(Some(browser::get::<Fleet>("/v1/fleet").await));
+}
+
+/// Asks at once when this tab does something else, so that both views say the same of it.
+fn follow(tab: Tab, fleet: FleetSignal) {
+    let phase = Memo::new(move |_| tab.donor.with(words::phase_name));
+    Effect::new(move |before: Option<&'static str>| {
+        let now = phase.get();
+        if before.is_some_and(|before| before != now) {
+            browser::after(HEARD_MS, move || spawn_local(ask(fleet)));
+        }
+        now
+    });
+}
+
 /// Models and workers.
 #[component]
-pub fn FleetView(fleet: FleetSignal) -> impl IntoView {
+pub fn FleetView(tab: Tab, fleet: FleetSignal) -> impl IntoView {
+    follow(tab, fleet);
     let last = Memo::new(move |last: Option<&Option<Fleet>>| {
         let now = fleet.with(|fleet| fleet.as_ref().and_then(|f| f.as_ref().ok().cloned()));
         now.or_else(|| last.cloned().flatten())

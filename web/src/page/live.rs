@@ -37,7 +37,7 @@ pub fn Live(tab: Tab) -> impl IntoView {
             <p class="soft holds" id="holds">
                 {move || status.with(|s| (!s.shards.is_empty()).then(|| format!("Holds {}.", words::held_layers(&s.shards))))}
             </p>
-            <p class="soft" id="disk-problem">{move || status.with(|s| s.disk_problem.clone())}</p>
+            <p class="soft" id="disk-problem">{move || status.with(|s| s.disk_problem.as_deref().map(words::sentence))}</p>
             <Device status/>
         </section>
     }

@@ -25,7 +25,7 @@ pub fn start() {
     let tab = Tab::new();
     tab.listen();
     replace("donate-view", move || view! { <Donate tab fleet/> });
-    replace("fleet-view", move || view! { <FleetView fleet/> });
+    replace("fleet-view", move || view! { <FleetView tab fleet/> });
     replace("endpoint-view", move || view! { <Endpoint fleet/> });
 }
 
