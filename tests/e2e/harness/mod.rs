@@ -118,14 +118,29 @@ impl Coordinator {
 
     /// The same on another model.
     pub async fn start_with(test: &str, model: &Path, flags: &[&str]) -> Coordinator {
-        let mut command = Command::new(binary("coordinator"));
-        command.args(["serve", "--listen", "127.0.0.1:0", "--threads", "2", "--model"]).arg(model);
-        command.arg("--home").arg(home("coordinator")).args(flags);
-        let process = Process::start("coordinator", command);
+        let process = serve("127.0.0.1:0", model, flags);
         let line = process.line_with("listening on http").await;
         let address = line.rsplit('/').next().expect("an address").trim().to_owned();
         let (api, sockets) = (Api::new(&address), "ws");
         Coordinator { process, api, address, sockets, scratch: Scratch::new(test) }
+    }
+
+    /// `kill -9`, then the same at the same address.
+    pub async fn killed_and_started(&mut self, flags: &[&str]) {
+        self.process.kill_9();
+        self.process.ended().await;
+        self.process = serve(&self.address, &tests::required_model(), flags);
+        self.process.line_with("listening on http").await;
+    }
+
+    /// What `coordinator` with these arguments prints, on the folder that coordinators share.
+    pub fn command(&self, arguments: &[&str]) -> String {
+        let mut command = Command::new(binary("coordinator"));
+        command.args(arguments).arg("--home").arg(home("coordinator"));
+        let output = command.output().expect("it can be started");
+        let text = |bytes: &[u8]| String::from_utf8_lossy(bytes).into_owned();
+        assert!(output.status.success(), "{arguments:?}: {}", text(&output.stderr));
+        text(&output.stdout)
     }
 
     /// The same with flags that have it speak TLS, with this certificate (PEM).
@@ -217,6 +232,14 @@ impl Coordinator {
         })
         .await
     }
+}
+
+/// `coordinator serve` on a model.
+fn serve(listen: &str, model: &Path, flags: &[&str]) -> Process {
+    let mut command = Command::new(binary("coordinator"));
+    command.args(["serve", "--listen", listen, "--threads", "2", "--model"]).arg(model);
+    command.arg("--home").arg(home("coordinator")).args(flags);
+    Process::start("coordinator", command)
 }
 
 /// `GET /v1/fleet`.
