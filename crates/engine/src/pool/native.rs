@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, PoisonError, mpsc};
 use std::thread::{self, JoinHandle};
 use std::time::Instant;
 
-use super::rests::{Ns, Rests, patience};
+use super::rests::{Ns, Rests};
 use crate::LoadError;
 
 /// Looks at the word before an idle thread parks: about 50 µs.
@@ -34,11 +34,14 @@ struct Helper {
     parked: AtomicBool,
     /// It is to claim nothing.
     rests: AtomicBool,
-    /// It has a task.
-    busy: AtomicBool,
+    /// Tasks that it did of this job.
+    tasks: AtomicU64,
+    /// When it had done them.
+    finished: AtomicU64,
 }
 
 struct Shared {
+    start: Instant,
     /// Unclaimed tasks and active helpers; the one word everybody agrees through. A claim
     /// is a change of this word: whoever has not made one holds nothing up.
     word: AtomicU64,
@@ -60,7 +63,6 @@ pub(crate) struct Pool {
     helpers: Vec<(JoinHandle<()>, Arc<Helper>)>,
     /// Held while a job runs.
     rests: Mutex<Rests>,
-    start: Instant,
 }
 
 impl Pool {
@@ -68,13 +70,13 @@ impl Pool {
     pub(crate) fn new(threads: usize) -> Result<Pool, LoadError> {
         numerics::check_float_environment().map_err(LoadError::FloatEnvironment)?;
         let shared = Arc::new(Shared {
+            start: Instant::now(),
             word: AtomicU64::new(0),
             job: UnsafeCell::new(None),
             panicked: AtomicBool::new(false),
             stop: AtomicBool::new(false),
         });
-        let (rests, start) = (Mutex::new(Rests::new(0)), Instant::now());
-        let mut pool = Pool { shared, helpers: Vec::new(), rests, start };
+        let mut pool = Pool { shared, helpers: Vec::new(), rests: Mutex::new(Rests::new(0)) };
         let (report, reports) = mpsc::channel();
         for i in 1..threads.clamp(1, THREADS_MAX) {
             let (shared, report) = (pool.shared.clone(), report.clone());
@@ -114,7 +116,7 @@ impl Pool {
             return (0..tasks).for_each(task);
         }
         let mut rests = self.rests.lock().unwrap_or_else(PoisonError::into_inner);
-        let began = self.now();
+        let began = self.shared.now();
         rests.end(began, |helper| self.helpers[helper].1.rests.store(false, Ordering::SeqCst));
         if rests.working() == 0 {
             return (0..tasks).for_each(task);
@@ -155,29 +157,22 @@ impl Pool {
         }
     }
 
-    /// Waits for the helpers' last tasks. Who takes too long over one rests from then on.
+    /// Waits for the helpers' last tasks, and settles with them: what each did is worth what the
+    /// caller's own `tasks` took on average. One that did none has nothing to judge others by.
     fn wait(&self, rests: &mut Rests, began: Ns, tasks: u64) {
-        if self.shared.done_soon() {
-            return;
-        }
-        let waiting = self.now();
-        let mut end = patience(waiting - began, tasks).map(|patience| waiting + patience);
-        while self.shared.active() {
-            if end.is_some_and(|end| self.now() >= end) {
-                end = None;
-                for (i, (_, helper)) in self.helpers.iter().enumerate() {
-                    if helper.busy.load(Ordering::Relaxed) {
-                        helper.rests.store(true, Ordering::SeqCst);
-                        rests.begin(i, self.now());
-                    }
-                }
-            }
+        let waiting = self.shared.now();
+        while !self.shared.done_soon() {
             thread::yield_now();
         }
-    }
-
-    fn now(&self) -> Ns {
-        self.start.elapsed().as_nanos() as Ns
+        let task_ns = (waiting - began).checked_div(tasks);
+        for (i, (_, helper)) in self.helpers.iter().enumerate() {
+            let done = helper.tasks.swap(0, Ordering::Relaxed);
+            let Some(task_ns) = task_ns.filter(|_| done > 0) else { continue };
+            let finished = helper.finished.load(Ordering::Relaxed);
+            if rests.settle(i, done * task_ns, finished.saturating_sub(waiting), finished) {
+                helper.rests.store(true, Ordering::SeqCst);
+            }
+        }
     }
 }
 
@@ -209,6 +204,10 @@ impl Drop for CloseOnDrop<'_> {
 }
 
 impl Shared {
+    fn now(&self) -> Ns {
+        self.start.elapsed().as_nanos() as Ns
+    }
+
     /// Claims a task and counts `helpers` more; how many were unclaimed with it.
     fn claim(&self, helpers: u64) -> Option<u64> {
         let mut word = self.word.load(Ordering::SeqCst);
@@ -247,9 +246,8 @@ impl Shared {
         while !self.stop.load(Ordering::SeqCst) {
             let rests = own.rests.load(Ordering::SeqCst);
             if !rests && let Some(unclaimed) = self.claim(1) {
-                own.busy.store(true, Ordering::Relaxed);
                 self.work(own, unclaimed);
-                own.busy.store(false, Ordering::Relaxed);
+                own.finished.store(self.now(), Ordering::Relaxed);
                 self.word.fetch_sub(1, Ordering::AcqRel);
                 spins = 0;
                 continue;
@@ -283,10 +281,7 @@ impl Shared {
         let result = std::panic::catch_unwind(std::panic::AssertUnwindSafe(|| {
             loop {
                 task(tasks - unclaimed as usize);
-                // Who was too slow over this one leaves the others to the others.
-                if own.rests.load(Ordering::Relaxed) {
-                    return;
-                }
+                own.tasks.fetch_add(1, Ordering::Relaxed);
                 let Some(next) = self.claim(0) else { return };
                 unclaimed = next;
             }
@@ -349,55 +344,49 @@ mod tests {
     #[test]
     fn a_caller_without_a_task_of_its_own_judges_nobody() {
         let pool = Pool::new(2).unwrap();
-        let (word, now) = (&pool.shared.word, || pool.now());
         let mut rests = pool.rests.lock().unwrap();
-        // A helper that has had a task for longer than any stall, and the caller none.
-        word.store(1, Ordering::SeqCst);
-        pool.helpers[0].1.busy.store(true, Ordering::SeqCst);
-        thread::scope(|scope| {
-            scope.spawn(|| {
-                let start = now();
-                while now() < start + 5_000_000 {
-                    thread::yield_now();
-                }
-                pool.helpers[0].1.busy.store(false, Ordering::SeqCst);
-                word.store(0, Ordering::SeqCst);
-            });
-            pool.wait(&mut rests, pool.now(), 0);
-        });
-        assert_eq!(rests.working(), 1);
+        for own_tasks in [0, 1] {
+            // A helper that finished its one task an hour after the caller began to wait.
+            let (began, helper) = (pool.shared.now(), &pool.helpers[0].1);
+            helper.finished.store(began + 3_600_000_000_000, Ordering::Relaxed);
+            helper.tasks.store(1, Ordering::Relaxed);
+            pool.wait(&mut rests, began, own_tasks);
+            assert_eq!(rests.rests(0), own_tasks > 0);
+        }
     }
 
     #[test]
     fn a_helper_that_keeps_the_caller_waiting_rests_and_comes_back() {
         let pool = Pool::new(2).unwrap();
-        let (caller, helper) = (thread::current().id(), &pool.helpers[0].1);
-        let rests = || helper.rests.load(Ordering::SeqCst);
-        // Whether the helper took part, in a task that ends only once the caller has lost
-        // patience. The caller's own leaves it the time to begin.
+        let caller = thread::current().id();
+        let rests = || pool.rests.lock().unwrap().rests(0);
+        // The helper takes part, and is 20 ms later than the caller.
         let slow = || {
-            let met = AtomicBool::new(false);
+            let (met, end) = (AtomicBool::new(false), AtomicU64::new(u64::MAX));
             pool.run(2, &|_| {
                 if thread::current().id() == caller {
-                    while !met.load(Ordering::SeqCst) && !rests() {
+                    while !met.load(Ordering::SeqCst) {
                         thread::yield_now();
                     }
+                    end.store(pool.shared.now() + 20_000_000, Ordering::SeqCst);
                 } else {
                     met.store(true, Ordering::SeqCst);
-                    while !rests() {
+                    while pool.shared.now() < end.load(Ordering::SeqCst) {
                         thread::yield_now();
                     }
                 }
             });
-            met.into_inner()
         };
-        assert!(slow());
-        assert_eq!(pool.rests.lock().unwrap().working(), 0, "it rests");
+        slow();
+        assert!(rests(), "20 ms are not forgiven");
         while !parked(&pool) {
             thread::yield_now();
         }
-        each_once(&pool, 5);
-        while !slow() {}
+        while rests() {
+            each_once(&pool, 5);
+        }
+        slow();
+        assert!(rests());
         each_once(&pool, 5);
     }
 
