@@ -10,6 +10,7 @@ use model::Layout;
 use model::layout::BLOCK_COLS;
 use numerics::Fault;
 
+use super::ahead::fetch_ahead;
 use super::formats::{Format, Lanes};
 use super::quants::QuantBlock;
 
@@ -27,6 +28,9 @@ pub(crate) fn quantised<F: Format, const N: usize>(
         // Few columns: the weights are read once, in order.
         let mut acc = [[_mm256_setzero_ps(); N]; 2];
         for (c, cell) in cells.enumerate() {
+            if N == 1 {
+                fetch_ahead(cell);
+            }
             for b in 0..blocks_per_cell {
                 let x = columns.each_ref().map(|x| &x[c * blocks_per_cell + b]);
                 for (half, acc) in acc.iter_mut().enumerate() {

@@ -10,6 +10,7 @@ use std::arch::x86_64::*;
 use model::Layout;
 use model::layout::BLOCK_COLS;
 
+use super::ahead::fetch_ahead;
 use super::formats::{Format, Lanes};
 use super::quants::QuantBlock;
 
@@ -26,6 +27,9 @@ pub(crate) fn quantised<F: Format, const N: usize>(
         assert!(x.len() >= cells.len() * blocks_per_cell, "activations have the tile's columns");
     }
     for (c, cell) in cells.enumerate() {
+        if N == 1 {
+            fetch_ahead(cell);
+        }
         for b in 0..blocks_per_cell {
             let mut x = [&columns[0][c * blocks_per_cell + b]; N];
             for n in 1..N {

@@ -3,6 +3,8 @@
 #![allow(clippy::needless_range_loop)] // lanes are indexed: it is what vectorises
 #![allow(clippy::too_many_arguments)] // a kernel's operands are what they are
 
+#[cfg(target_arch = "x86_64")]
+mod ahead;
 pub(crate) mod attention;
 #[cfg(target_arch = "x86_64")]
 mod avx2;
