@@ -8,11 +8,11 @@ use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
 use engine::BlobBytes;
-use memmap2::Mmap;
 use protocol::{Assignment, BlobHash, SessionId};
 use shards::{Blobs, Computer, Shards};
 use worker_core::{Event, Run, RunFault, ShardKey};
 
+use crate::blobs::Kept;
 use crate::shell::Shared;
 
 /// Longest rest after a step.
@@ -22,7 +22,7 @@ const REST_SLICE: Duration = Duration::from_millis(20);
 
 /// Something to do with a shard; see the [`worker_core::Action`] of that name.
 pub(crate) enum Command {
-    Load { shard: ShardKey, assignment: Assignment, blobs: BTreeMap<BlobHash, Arc<Mmap>> },
+    Load { shard: ShardKey, assignment: Assignment, blobs: BTreeMap<BlobHash, Arc<Kept>> },
     Run(Run),
     Fork { shard: ShardKey, from: SessionId, to: SessionId, positions: u32 },
     Truncate { shard: ShardKey, session: SessionId, positions: u32 },
@@ -55,7 +55,7 @@ impl Compute {
             let event = match command {
                 Command::Load { shard, assignment, blobs } => {
                     let mut blobs: Blobs =
-                        blobs.into_iter().map(|(hash, map)| (hash, map as BlobBytes)).collect();
+                        blobs.into_iter().map(|(hash, kept)| (hash, kept as BlobBytes)).collect();
                     let loaded = catch(|| block_on(shards.load(shard, &assignment, &mut blobs)));
                     Some(match loaded {
                         Ok(Ok(shape)) => Event::Loaded { shard, shape },

@@ -7,14 +7,13 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 
-use memmap2::Mmap;
 use protocol::{Assignment, AssignmentId, BlobHash, BlobRef, FromWorker, ToWorker};
 use shards::Computer;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
 use worker_core::{ASSIGNMENTS_MAX, Action, Config, Event, WorkerCore};
 
-use crate::blobs::BlobSource;
+use crate::blobs::{BlobSource, Keep, Kept};
 use crate::compute::{Command, Compute};
 use crate::identity::Identity;
 use crate::link::{Down, Incoming, Link, Lost, Up};
@@ -72,6 +71,7 @@ pub(crate) struct Shared {
     origin: Instant,
     identity: Identity,
     blobs: BlobSource,
+    keep: Keep,
     runtime: tokio::runtime::Handle,
     this: std::sync::Weak<Shared>,
 }
@@ -95,7 +95,7 @@ struct State {
 /// A blob that the core asked for.
 struct Wanted {
     fetch: AbortHandle,
-    map: Option<Arc<Mmap>>,
+    bytes: Option<Arc<Kept>>,
     fetched_bytes: u64,
 }
 
@@ -121,6 +121,7 @@ impl Worker {
         let (compute, commands) = std_mpsc::channel();
         let memory_bytes = setup.config.memory_bytes;
         let (computer, intensity_percent) = (setup.computer, setup.intensity_percent);
+        let is_cpu = matches!(computer, Computer::Cpu { .. });
         let shared = Arc::new_cyclic(|this| Shared {
             state: Mutex::new(State {
                 core: WorkerCore::new(setup.config),
@@ -139,6 +140,7 @@ impl Worker {
             origin: Instant::now(),
             identity: setup.identity,
             blobs: setup.blobs,
+            keep: if is_cpu { Keep::Copied } else { Keep::Mapped },
             runtime: tokio::runtime::Handle::current(),
             this: this.clone(),
         });
@@ -290,9 +292,9 @@ impl Shared {
             }
             Action::Load { shard, assignment } => {
                 let hashes = assignment.blobs.iter().chain([&assignment.manifest]).map(|b| &b.hash);
-                let map =
-                    |hash: &BlobHash| Some((hash.clone(), state.wanted.get(hash)?.map.clone()?));
-                let blobs = hashes.filter_map(map).collect();
+                let kept =
+                    |hash: &BlobHash| Some((hash.clone(), state.wanted.get(hash)?.bytes.clone()?));
+                let blobs = hashes.filter_map(kept).collect();
                 state.command(Command::Load { shard, assignment, blobs });
             }
             Action::Run(run) => state.command(Command::Run(run)),
@@ -339,7 +341,7 @@ impl Shared {
             }
         };
         let task = self.runtime.spawn(async move {
-            let fetched = shared.blobs.fetch(&blob, &token, progress).await;
+            let fetched = shared.blobs.fetch(&blob, &token, shared.keep, progress).await;
             let hash = blob.hash;
             {
                 let mut state = shared.state();
@@ -347,7 +349,7 @@ impl Shared {
                 // Forgotten meanwhile, and perhaps wanted anew by another connection.
                 let Some(wanted) = state.wanted.get_mut(&hash).filter(is_this) else { return };
                 if let Ok(fetched) = &fetched {
-                    wanted.map = Some(fetched.map.clone());
+                    wanted.bytes = Some(fetched.bytes.clone());
                     wanted.fetched_bytes = fetched.fetched_bytes;
                 }
             }
@@ -358,7 +360,7 @@ impl Shared {
             shared.handle(event);
         });
         let fetch = task.abort_handle();
-        state.wanted.insert(hash, Wanted { fetch, map: None, fetched_bytes: 0 });
+        state.wanted.insert(hash, Wanted { fetch, bytes: None, fetched_bytes: 0 });
     }
 }
 

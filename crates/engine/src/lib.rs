@@ -13,6 +13,7 @@ pub mod crew;
 #[cfg(feature = "gpu")]
 pub mod gpu;
 mod kv;
+mod memory;
 mod plan;
 mod pool;
 mod run;
@@ -25,6 +26,7 @@ mod weights;
 
 pub use benchmark::{LayerTimes, benchmark};
 pub use cpu::Isa;
+pub use memory::WeightMemory;
 pub use numerics::PAGE_POSITIONS;
 pub use shard::{Shard, kv_page_bytes};
 pub use steps::{STEP_LOGITS_ROWS_MAX, STEP_ROWS_MAX};

@@ -2,7 +2,7 @@
 
 use std::sync::Arc;
 
-use engine::{BlobBytes, Class, Input, Limits, Segment, Shard};
+use engine::{BlobBytes, Class, Input, Limits, Segment, Shard, WeightMemory};
 use litemap::LiteMap;
 use model::layout::{LAYOUT_VERSION, Layout, TENSOR_ALIGN};
 use model::manifest::{
@@ -31,7 +31,8 @@ const DIMS: Dims = Dims {
 /// # Errors
 /// The engine does not run here; why, in words.
 pub fn bytes_per_s(threads: u32, clock: impl Fn() -> f64) -> Result<[f64; 2], String> {
-    let (manifest, blobs, weight_bytes) = synthetic();
+    let (manifest, blobs, weight_bytes) =
+        synthetic().map_err(|e| format!("no memory for the benchmark: {e}"))?;
     let get = |hash: &str| blobs.get(hash).cloned();
     let span = 1..DIMS.layers + 1;
     let limits = Limits::new(16, threads);
@@ -61,14 +62,16 @@ pub fn bytes_per_s(threads: u32, clock: impl Fn() -> f64) -> Result<[f64; 2], St
 
 /// A model whose layers hold any 4-bit numbers, small enough that no sum overflows; the
 /// ends are there in name only.
-fn synthetic() -> (Manifest, LiteMap<String, BlobBytes>, u64) {
+fn synthetic() -> std::io::Result<(Manifest, LiteMap<String, BlobBytes>, u64)> {
     let mut blobs: LiteMap<_, _> = LiteMap::new();
     let mut weight_bytes = 0;
     let mut parts = vec![Part { blobs: vec![describe(&[Role::TokenEmbedding], 0)] }];
     for layer in 1..=DIMS.layers {
         let blob = describe(Architecture::Llama.layer_roles(), layer);
         weight_bytes += blob.bytes;
-        blobs.insert(blob.hash.clone(), Arc::new(fill(&blob)) as BlobBytes);
+        let mut bytes = WeightMemory::new(blob.bytes as usize)?;
+        fill(&blob, bytes.as_mut());
+        blobs.insert(blob.hash.clone(), Arc::new(bytes) as BlobBytes);
         parts.push(Part { blobs: vec![blob] });
     }
     let (norm, head) = (&[Role::OutputNorm], &[Role::Output]);
@@ -88,7 +91,7 @@ fn synthetic() -> (Manifest, LiteMap<String, BlobBytes>, u64) {
         },
         parts,
     };
-    (manifest, blobs, weight_bytes)
+    Ok((manifest, blobs, weight_bytes))
 }
 
 /// A blob of such tensors, one after the other. Nobody checks its hash, which is a number:
@@ -107,18 +110,18 @@ fn describe(roles: &[Role], number: u32) -> Blob {
     Blob { hash: format!("{number:064x}"), bytes: end, tensors }
 }
 
-fn fill(blob: &Blob) -> Vec<u8> {
-    let mut bytes = Vec::with_capacity(blob.bytes as usize);
+/// Writes such a blob's `bytes`, which are zero.
+fn fill(blob: &Blob, bytes: &mut [u8]) {
     for tensor in &blob.tensors {
-        bytes.resize(tensor.offset as usize, 0);
         let (rows, cols) = (tensor.rows as usize, tensor.cols as usize);
         let length = tensor.layout.matrix_bytes(rows, cols).unwrap_or(0);
-        match tensor.layout {
-            Layout::F32 => bytes.extend(1f32.to_le_bytes().repeat(cols)),
-            _ => bytes.extend(q4m_cell().into_iter().cycle().take(length)),
-        }
+        let bytes = &mut bytes[tensor.offset as usize..][..length];
+        let pattern = match tensor.layout {
+            Layout::F32 => 1f32.to_le_bytes().to_vec(),
+            _ => q4m_cell(),
+        };
+        bytes.chunks_mut(pattern.len()).for_each(|b| b.copy_from_slice(&pattern[..b.len()]));
     }
-    bytes
 }
 
 /// One cell of [`Layout::Q4M`]: all quants, scale 2⁻⁸, min −7.5 · 2⁻⁸.
@@ -145,7 +148,7 @@ mod tests {
     #[test]
     fn the_synthetic_cell_is_what_it_says() {
         assert_eq!(q4m_cell().len(), Layout::Q4M.cell_bytes());
-        let (manifest, blobs, bytes) = synthetic();
+        let (manifest, blobs, bytes) = synthetic().unwrap();
         manifest.validate().unwrap();
         assert_eq!(blobs.len(), DIMS.layers as usize);
         assert!(bytes > 40_000_000, "{bytes}");

@@ -10,10 +10,9 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::SystemTime;
 
-use memmap2::Mmap;
 use protocol::{BlobHash, BlobRef, CACHED_MAX};
 
-use super::{BlobError, Verified, map_file};
+use super::{BlobError, Keep, Kept, Verified};
 
 const PART: &str = ".part";
 
@@ -59,8 +58,9 @@ impl Cache {
     pub(super) fn find(
         &self,
         blob: &BlobRef,
+        keep: Keep,
         progress: &dyn Fn(u64),
-    ) -> Result<Option<Arc<Mmap>>, BlobError> {
+    ) -> Result<Option<Arc<Kept>>, BlobError> {
         let path = self.path(&blob.hash);
         let io = |error| BlobError::io(&path, blob.bytes, error);
         let file = match File::open(&path) {
@@ -68,16 +68,16 @@ impl Cache {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io(error)),
         };
-        let map = map_file(&file).map_err(io)?;
-        if let Err(error) = self.verified.check(blob, &map, progress, || path.display().to_string())
-        {
+        let bytes = Kept::open(&file, keep).map_err(io)?;
+        let from = || path.display().to_string();
+        if let Err(error) = self.verified.check(blob, bytes.as_ref(), progress, from) {
             tracing::warn!("{error}; it is fetched again");
             fs::remove_file(&path).map_err(io)?;
             return Ok(None);
         }
         // When it was last used is only a hint for eviction.
         let _ = file.set_modified(SystemTime::now());
-        Ok(Some(Arc::new(map)))
+        Ok(Some(Arc::new(bytes)))
     }
 
     /// The partial file of a blob, locked, with what an earlier attempt left in it; `None`
@@ -106,7 +106,12 @@ impl Cache {
     }
 
     /// Gives a partial file whose hash matched its name.
-    pub(super) fn finish(&self, blob: &BlobRef, part: &File) -> Result<Arc<Mmap>, BlobError> {
+    pub(super) fn finish(
+        &self,
+        blob: &BlobRef,
+        part: &File,
+        keep: Keep,
+    ) -> Result<Arc<Kept>, BlobError> {
         let (from, to) = (self.part_path(&blob.hash), self.path(&blob.hash));
         let io = |error| BlobError::io(&from, blob.bytes, error);
         part.sync_all().map_err(io)?;
@@ -114,11 +119,11 @@ impl Cache {
         #[cfg(unix)]
         File::open(&self.folder).and_then(|folder| folder.sync_all()).map_err(io)?;
         self.verified.known().insert(blob.hash.clone());
-        Ok(Arc::new(map_file(part).map_err(io)?))
+        Ok(Arc::new(Kept::open(part, keep).map_err(io)?))
     }
 
     /// Removes what was used longest ago until `needed` more bytes fit. `in_use` says which
-    /// blobs this worker's shards have mapped.
+    /// blobs this worker's shards have.
     pub(super) fn make_room(
         &self,
         needed: u64,
@@ -215,7 +220,7 @@ mod tests {
         let blob = blob(bytes);
         let mut part = cache.try_part(&blob.hash).unwrap().unwrap();
         part.write_all(bytes).unwrap();
-        assert_eq!(&cache.finish(&blob, &part).unwrap()[..], bytes);
+        assert_eq!(cache.finish(&blob, &part, Keep::Copied).unwrap().as_ref().as_ref(), bytes);
         part.set_modified(SystemTime::UNIX_EPOCH + Duration::from_secs(used_s)).unwrap();
         blob
     }
@@ -228,9 +233,12 @@ mod tests {
         let new = keep(&cache, b"new", 20);
         assert_eq!(cache.list(), [new.hash.clone(), old.hash.clone()]);
         let reopened = Cache::open(folder.path(), 1000).unwrap();
-        assert_eq!(&reopened.find(&old, &|_| {}).unwrap().unwrap()[..], b"old");
+        assert_eq!(
+            reopened.find(&old, Keep::Mapped, &|_| {}).unwrap().unwrap().as_ref().as_ref(),
+            b"old"
+        );
         assert_eq!(reopened.list(), [old.hash, new.hash]);
-        assert!(cache.find(&blob(b"never seen"), &|_| {}).unwrap().is_none());
+        assert!(cache.find(&blob(b"never seen"), Keep::Copied, &|_| {}).unwrap().is_none());
     }
 
     #[test]
@@ -239,11 +247,20 @@ mod tests {
         let cache = Cache::open(folder.path(), 1000).unwrap();
         let blob = keep(&cache, b"weights", 10);
         fs::write(folder.path().join(&blob.hash), b"weightz").unwrap();
-        assert!(Cache::open(folder.path(), 1000).unwrap().find(&blob, &|_| {}).unwrap().is_none());
+        assert!(
+            Cache::open(folder.path(), 1000)
+                .unwrap()
+                .find(&blob, Keep::Mapped, &|_| {})
+                .unwrap()
+                .is_none()
+        );
         assert!(!folder.path().join(&blob.hash).exists());
         let short = keep(&cache, b"short", 10);
         fs::write(folder.path().join(&short.hash), b"shor").unwrap();
-        assert!(cache.find(&short, &|_| {}).unwrap().is_none(), "even if it was verified before");
+        assert!(
+            cache.find(&short, Keep::Copied, &|_| {}).unwrap().is_none(),
+            "even if it was verified before"
+        );
     }
 
     #[test]
@@ -277,8 +294,11 @@ mod tests {
         assert_eq!(two.part_bytes(&blob.hash), 6, "the other one sees it grow");
         two.make_room(997, |_| false).unwrap_err();
         assert!(one.part_path(&blob.hash).exists(), "a part that grows is not evicted");
-        one.finish(&blob, &part).unwrap();
+        one.finish(&blob, &part, Keep::Mapped).unwrap();
         drop(part);
-        assert_eq!(&two.find(&blob, &|_| {}).unwrap().unwrap()[..], b"shared");
+        assert_eq!(
+            two.find(&blob, Keep::Copied, &|_| {}).unwrap().unwrap().as_ref().as_ref(),
+            b"shared"
+        );
     }
 }

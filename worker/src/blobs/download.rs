@@ -6,14 +6,13 @@ use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
 use bytes::Bytes;
-use memmap2::Mmap;
 use protocol::{BlobHash, BlobRef};
 use reqwest::{Client, StatusCode, Url, header};
 use tokio::sync::{Semaphore, mpsc};
 use tokio::time::{sleep, timeout};
 
 use super::cache::Cache;
-use super::{BlobError, Fetched, blocking};
+use super::{BlobError, Fetched, Keep, Kept, blocking};
 
 /// How often a blob is tried.
 pub const ATTEMPTS_MAX: u32 = 5;
@@ -32,8 +31,8 @@ const PAUSE: Duration = Duration::from_millis(200);
 const BUFFER_BYTES: usize = 1 << 20;
 
 type Progress = Arc<dyn Fn(u64) + Send + Sync>;
-/// What was given out, and so may be mapped by a shard.
-type Given = Vec<(BlobHash, Weak<Mmap>)>;
+/// What was given out, and so may be a shard's.
+type Given = Vec<(BlobHash, Weak<Kept>)>;
 
 /// The cache, and the coordinator behind it.
 #[derive(Debug)]
@@ -43,6 +42,16 @@ pub struct Http {
     base: Url,
     slots: Semaphore,
     given: Arc<Mutex<Given>>,
+}
+
+/// What is wanted, and how.
+pub(super) struct Order<'a> {
+    pub(super) blob: &'a BlobRef,
+    /// What the coordinator lets it in by.
+    pub(super) token: &'a str,
+    pub(super) keep: Keep,
+    /// Hears of bytes so far.
+    pub(super) progress: Progress,
 }
 
 /// Why one attempt failed.
@@ -66,38 +75,26 @@ impl Http {
         Http { cache: Arc::new(cache), client, base, slots, given: Arc::default() }
     }
 
-    pub(super) async fn fetch(
-        &self,
-        blob: &BlobRef,
-        token: &str,
-        progress: Progress,
-    ) -> Result<Fetched, BlobError> {
+    pub(super) async fn fetch(&self, order: Order<'_>) -> Result<Fetched, BlobError> {
         let _slot = self.slots.acquire().await;
-        let fetched = match self.find(blob, &progress).await? {
-            Some(map) => Fetched { map, fetched_bytes: 0 },
-            None => self.download(blob, token, progress).await?,
+        let fetched = match self.find(&order).await? {
+            Some(bytes) => Fetched { bytes, fetched_bytes: 0 },
+            None => self.download(&order).await?,
         };
         let mut given = self.given.lock().unwrap_or_else(PoisonError::into_inner);
-        given.retain(|(_, map)| map.strong_count() > 0);
-        given.push((blob.hash.clone(), Arc::downgrade(&fetched.map)));
+        given.retain(|(_, bytes)| bytes.strong_count() > 0);
+        given.push((order.blob.hash.clone(), Arc::downgrade(&fetched.bytes)));
         Ok(fetched)
     }
 
-    async fn find(
-        &self,
-        blob: &BlobRef,
-        progress: &Progress,
-    ) -> Result<Option<Arc<Mmap>>, BlobError> {
-        let (cache, blob, progress) = (self.cache.clone(), blob.clone(), progress.clone());
-        blocking(move || cache.find(&blob, &*progress)).await
+    async fn find(&self, order: &Order<'_>) -> Result<Option<Arc<Kept>>, BlobError> {
+        let (cache, blob, keep) = (self.cache.clone(), order.blob.clone(), order.keep);
+        let progress = order.progress.clone();
+        blocking(move || cache.find(&blob, keep, &*progress)).await
     }
 
-    async fn download(
-        &self,
-        blob: &BlobRef,
-        token: &str,
-        progress: Progress,
-    ) -> Result<Fetched, BlobError> {
+    async fn download(&self, order: &Order<'_>) -> Result<Fetched, BlobError> {
+        let (blob, progress) = (order.blob, &order.progress);
         let (mut bytes, mut grew) = (0, Instant::now());
         let part = loop {
             if let Some(part) = self.cache.try_part(&blob.hash)? {
@@ -112,23 +109,22 @@ impl Http {
                 return Err(BlobError::Stuck { path: self.cache.part_path(&blob.hash) });
             }
             sleep(PAUSE).await;
-            if let Some(map) = self.find(blob, &progress).await? {
-                return Ok(Fetched { map, fetched_bytes: 0 });
+            if let Some(bytes) = self.find(order).await? {
+                return Ok(Fetched { bytes, fetched_bytes: 0 });
             }
         };
         // It may have been finished between the look and the lock.
-        if let Some(map) = self.find(blob, &progress).await? {
-            return Ok(Fetched { map, fetched_bytes: 0 });
+        if let Some(bytes) = self.find(order).await? {
+            return Ok(Fetched { bytes, fetched_bytes: 0 });
         }
         self.make_room(blob.bytes).await?;
         let mut fetched_bytes = 0;
         let mut attempt = 1;
         loop {
-            let failure =
-                match self.attempt(blob, token, &part, &progress, &mut fetched_bytes).await {
-                    Ok(map) => return Ok(Fetched { map, fetched_bytes }),
-                    Err(failure) => failure,
-                };
+            let failure = match self.attempt(order, &part, &mut fetched_bytes).await {
+                Ok(bytes) => return Ok(Fetched { bytes, fetched_bytes }),
+                Err(failure) => failure,
+            };
             let hash = blob.hash.clone();
             match failure {
                 // A resumed file may have been damaged before: once more, from the start.
@@ -151,7 +147,7 @@ impl Http {
         blocking(move || {
             let given = given.lock().unwrap_or_else(PoisonError::into_inner);
             let is_used = |hash: &BlobHash| {
-                given.iter().any(|(used, map)| used == hash && map.strong_count() > 0)
+                given.iter().any(|(used, bytes)| used == hash && bytes.strong_count() > 0)
             };
             cache.make_room(needed, is_used)
         })
@@ -161,12 +157,11 @@ impl Http {
     /// One request, from where the partial file ends.
     async fn attempt(
         &self,
-        blob: &BlobRef,
-        token: &str,
+        order: &Order<'_>,
         part: &File,
-        progress: &Progress,
         fetched_bytes: &mut u64,
-    ) -> Result<Arc<Mmap>, Failure> {
+    ) -> Result<Arc<Kept>, Failure> {
+        let Order { blob, keep, ref progress, .. } = *order;
         let path = self.cache.part_path(&blob.hash);
         let io = |error| BlobError::io(&path, blob.bytes, error);
         let bytes = blob.bytes;
@@ -178,7 +173,7 @@ impl Http {
         })
         .await?;
         if writer.at < bytes {
-            let response = self.request(blob, token, writer.at).await?;
+            let response = self.request(order, writer.at).await?;
             if response.status() != StatusCode::PARTIAL_CONTENT {
                 writer.restart().map_err(io)?;
             }
@@ -195,16 +190,12 @@ impl Http {
             return Err(BlobError::WrongHash { hash, got, from }.into());
         }
         let (cache, blob, part) = (self.cache.clone(), blob.clone(), part.try_clone().map_err(io)?);
-        Ok(blocking(move || cache.finish(&blob, &part)).await?)
+        Ok(blocking(move || cache.finish(&blob, &part, keep)).await?)
     }
 
     /// Asks for the blob from `start` on; the answer's length is checked.
-    async fn request(
-        &self,
-        blob: &BlobRef,
-        token: &str,
-        start: u64,
-    ) -> Result<reqwest::Response, Failure> {
+    async fn request(&self, order: &Order<'_>, start: u64) -> Result<reqwest::Response, Failure> {
+        let Order { blob, token, .. } = *order;
         let hash = blob.hash.clone();
         let url = self.base.join(&format!("v1/blobs/{hash}"));
         let url = url.map_err(|error| Failure::Again(error.to_string()))?;

@@ -3,6 +3,7 @@
 
 mod cache;
 mod download;
+mod kept;
 
 use std::collections::HashSet;
 use std::fs::File;
@@ -10,12 +11,12 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use memmap2::Mmap;
 use protocol::{BlobHash, BlobRef};
 use tokio::sync::Semaphore;
 
 pub use cache::Cache;
 pub use download::{ATTEMPTS_MAX, Http};
+pub use kept::{Keep, Kept};
 
 /// Hashed between two reports.
 const HASH_BYTES: usize = 1 << 20;
@@ -115,7 +116,7 @@ impl BlobError {
 #[derive(Clone, Debug)]
 pub struct Fetched {
     /// Its bytes.
-    pub map: Arc<Mmap>,
+    pub bytes: Arc<Kept>,
     /// Bytes that came over the network for it; 0 if it was here.
     pub fetched_bytes: u64,
 }
@@ -130,7 +131,7 @@ pub enum BlobSource {
 }
 
 impl BlobSource {
-    /// The blobs of a folder, mapped where they lie.
+    /// The blobs of a folder, which nothing is added to.
     pub fn folder(path: impl Into<PathBuf>) -> BlobSource {
         let (verified, slots) = (Verified::default(), Semaphore::new(download::FETCHES_MAX));
         BlobSource::Folder(Arc::new(Folder { path: path.into(), verified, slots }))
@@ -145,7 +146,7 @@ impl BlobSource {
         }
     }
 
-    /// Has a blob here, verified and mapped. `progress` hears of bytes so far.
+    /// Has a blob here, verified. `progress` hears of bytes so far.
     ///
     /// # Errors
     /// Every [`BlobError`].
@@ -153,6 +154,7 @@ impl BlobSource {
         &self,
         blob: &BlobRef,
         token: &str,
+        keep: Keep,
         progress: impl Fn(u64) + Send + Sync + 'static,
     ) -> Result<Fetched, BlobError> {
         match self {
@@ -160,10 +162,13 @@ impl BlobSource {
                 let (folder, blob) = (folder.clone(), blob.clone());
                 let _slot = folder.slots.acquire().await;
                 let here = folder.clone();
-                let map = blocking(move || here.map(&blob, &progress)).await?;
-                Ok(Fetched { map, fetched_bytes: 0 })
+                let bytes = blocking(move || here.open(&blob, keep, &progress)).await?;
+                Ok(Fetched { bytes, fetched_bytes: 0 })
             }
-            BlobSource::Http(http) => http.fetch(blob, token, Arc::new(progress)).await,
+            BlobSource::Http(http) => {
+                let progress = Arc::new(progress);
+                http.fetch(download::Order { blob, token, keep, progress }).await
+            }
         }
     }
 }
@@ -178,13 +183,18 @@ pub struct Folder {
 }
 
 impl Folder {
-    fn map(&self, blob: &BlobRef, progress: &dyn Fn(u64)) -> Result<Arc<Mmap>, BlobError> {
+    fn open(
+        &self,
+        blob: &BlobRef,
+        keep: Keep,
+        progress: &dyn Fn(u64),
+    ) -> Result<Arc<Kept>, BlobError> {
         let path = self.path.join(&blob.hash);
         let io = |error| BlobError::io(&path, blob.bytes, error);
-        let map = map_file(&File::open(&path).map_err(io)?).map_err(io)?;
+        let bytes = File::open(&path).and_then(|file| Kept::open(&file, keep)).map_err(io)?;
         let from = || path.display().to_string();
-        self.verified.check(blob, &map, progress, from)?;
-        Ok(Arc::new(map))
+        self.verified.check(blob, bytes.as_ref(), progress, from)?;
+        Ok(Arc::new(bytes))
     }
 }
 
@@ -225,15 +235,6 @@ impl Verified {
     fn known(&self) -> std::sync::MutexGuard<'_, HashSet<BlobHash>> {
         self.0.lock().unwrap_or_else(PoisonError::into_inner)
     }
-}
-
-/// Maps a blob's file for reading.
-fn map_file(file: &File) -> io::Result<Mmap> {
-    // SAFETY: a blob's file never changes once it has its name: caches write under another
-    // name and rename, and eviction removes the name only. Somebody who rewrites the files
-    // of this user's own folder by hand can change the bytes under the map; nothing here
-    // relies on them for memory safety, only for results.
-    unsafe { Mmap::map(file) }
 }
 
 /// Runs what blocks on a thread that may.

@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::path::Path;
 use std::sync::Arc;
 
-use engine::BlobBytes;
+use engine::{BlobBytes, WeightMemory};
 use model::{Gguf, Manifest, MemoryBlobs};
 
 /// A model that was converted in memory.
@@ -40,7 +40,12 @@ impl Real {
         let gguf = Gguf::parse(&[&file]).expect("a GGUF file");
         let mut sink = MemoryBlobs::default();
         let manifest = model::convert(&gguf, &name, &mut sink).expect("a supported model");
-        let share = |bytes: Vec<u8>| Arc::new(bytes) as BlobBytes;
+        // As a worker holds them.
+        let share = |bytes: Vec<u8>| {
+            let mut memory = WeightMemory::new(bytes.len()).expect("enough memory");
+            memory.as_mut().copy_from_slice(&bytes);
+            Arc::new(memory) as BlobBytes
+        };
         let blobs = sink.by_hash.into_iter().map(|(hash, bytes)| (hash, share(bytes))).collect();
         let token_bytes = manifest.span_bytes(1..manifest.parts.len() as u32);
         Real { name, manifest, blobs, token_bytes }
