@@ -1,7 +1,7 @@
 //! One measurement for `cargo xtask bench --peers`, which interleaves it with those of other
 //! engines: `speed --blobs FOLDER --threads N --prompt N --decode N [--no-warmup]`, wall clock.
 //!
-//! The weights are mapped from a folder, into which `--model FILE` puts them first where they
+//! The weights are read from a folder, into which `--model FILE` puts them first where they
 //! are not there: what a worker has on its disk when it starts.
 //!
 //! Prints one line of JSON: tokens per second of a prompt's prefill and of decoding after an
@@ -19,7 +19,7 @@ use stored::Stored;
 
 /// Rows of a prefill that go in one step.
 const CHUNK: u32 = 512;
-/// Tokens before the clock starts: threads are awake and pages mapped.
+/// Tokens before the clock starts: threads are awake and memory is there.
 const WARM_UP: u32 = 16;
 
 fn main() {

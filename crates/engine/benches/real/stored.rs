@@ -1,14 +1,13 @@
-//! A model's blobs in a folder, made once, then mapped and verified as a worker does it.
+//! A model's blobs in a folder, made once, then read and verified as a worker does it.
 
 use std::collections::BTreeMap;
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
 use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 
-use engine::BlobBytes;
-use memmap2::Mmap;
+use engine::{BlobBytes, WeightMemory};
 use model::convert::BlobSink;
 use model::manifest::Blob;
 use model::{Gguf, Manifest};
@@ -16,7 +15,7 @@ use model::{Gguf, Manifest};
 /// Written last: where it is, the blobs are.
 const MANIFEST: &str = "manifest.json";
 
-/// A model whose weights are mapped.
+/// A model whose weights are in memory.
 pub struct Stored {
     pub manifest: Manifest,
     pub blobs: BTreeMap<String, BlobBytes>,
@@ -36,7 +35,7 @@ impl Stored {
         fs::write(folder.join(MANIFEST), manifest.to_bytes())
     }
 
-    /// Maps the blobs in `folder` and hashes them, on so many threads.
+    /// Reads the blobs in `folder` and hashes them, on so many threads.
     pub fn open(folder: &Path, threads: u32) -> io::Result<Stored> {
         let manifest = fs::read(folder.join(MANIFEST))?;
         let manifest = Manifest::from_bytes(&manifest).expect("our own manifest");
@@ -44,11 +43,11 @@ impl Stored {
         let (next, blobs) = (AtomicUsize::new(0), Mutex::new(BTreeMap::new()));
         let verify = || -> io::Result<()> {
             while let Some(blob) = wanted.get(next.fetch_add(1, Ordering::Relaxed)) {
-                let file = File::open(folder.join(&blob.hash))?;
-                // SAFETY: nobody but this program writes into its folder, and only before this.
-                let map = unsafe { Mmap::map(&file)? };
-                assert_eq!(blake3::hash(&map).to_hex().as_str(), blob.hash, "damaged weights");
-                let bytes: BlobBytes = Arc::new(map);
+                let mut memory = WeightMemory::new(blob.bytes as usize)?;
+                File::open(folder.join(&blob.hash))?.read_exact(memory.as_mut())?;
+                let hash = blake3::hash(memory.as_ref());
+                assert_eq!(hash.to_hex().as_str(), blob.hash, "damaged weights");
+                let bytes: BlobBytes = Arc::new(memory);
                 blobs.lock().expect("no thread panicked").insert(blob.hash.clone(), bytes);
             }
             Ok(())
