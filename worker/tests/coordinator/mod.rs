@@ -185,7 +185,11 @@ impl Peer {
         let key: [u8; 32] = unhex(&hello.public_key).try_into().unwrap();
         let signature = Signature::from_slice(&unhex(&hello.signature)).unwrap();
         let key = VerifyingKey::from_bytes(&key).unwrap();
-        key.verify_strict(&challenge_bytes(protocol, &nonce), &signature).unwrap();
+        let signed = match &hello.token {
+            Some(token) => invited_bytes(protocol, &nonce, token),
+            None => challenge_bytes(protocol, &nonce),
+        };
+        key.verify_strict(&signed, &signature).unwrap();
         let (worker, blob_token) = (WorkerId(1), TOKEN.to_string());
         self.say(ToWorker::Welcome { worker, blob_token, trusted: true }).await;
         *hello
