@@ -2,8 +2,11 @@
 //! NUMERICS.md gave, and llama.cpp's logits in f32.
 
 mod real;
+#[allow(dead_code, reason = "the kernels' tests use the rest")]
+#[path = "../kernels/tiny.rs"]
+mod tiny;
 
-use engine::{Class, Input, Output, Segment, Shard};
+use engine::{Class, Input, Isa, Output, Segment, Shard};
 use numerics::choice::argmax;
 use real::Model;
 use serde_json::Value;
@@ -223,4 +226,71 @@ fn logits_are_llama_cpps_along_its_greedy_path() {
     let mean = canonical.sum / canonical.entries as f64;
     assert!(mean <= 0.25 && canonical.max <= 2.0, "canonical-1 is {mean}, {}", canonical.max);
     assert!(canonical.margin_missed <= 0.6, "missed at a margin of {}", canonical.margin_missed);
+}
+
+/// Largest ‖a − b‖ / ‖b‖ of a row of `canonical-1`'s boundary to one of `exact-f32`'s, both
+/// given the same input.
+fn apart(got: &[f32], want: &[f32], d_model: usize) -> f64 {
+    let row = |(a, b): (&[f32], &[f32])| {
+        let square = |x: f32| f64::from(x) * f64::from(x);
+        let apart: f64 = a.iter().zip(b).map(|(a, b)| square(a - b)).sum();
+        let size: f64 = b.iter().map(|b| square(*b)).sum();
+        (apart / size).sqrt()
+    };
+    got.chunks(d_model).zip(want.chunks(d_model)).map(row).fold(0.0, f64::max)
+}
+
+fn hidden(shard: &mut Shard, rows: usize, input: Input<'_>) -> Vec<f32> {
+    let segment = Segment { session: 1, position: 0, rows: rows as u32, logits_rows: 0 };
+    match shard.step(&[segment], input).expect("a sound step") {
+        Output::Hidden(hidden) => hidden,
+        Output::Logits(_) => panic!("the shard has no head"),
+    }
+}
+
+/// `exact-f32` stands for a GPU here: what the two classes differ by is the rounding of
+/// activations, which is the most by which an honest GPU can be away from an auditor that
+/// computes in `canonical-1`.
+#[test]
+fn rounded_activations_stay_within_the_band_of_audits() {
+    let band = scheduler::verdict::BAND_WGSL_CANONICAL;
+    let model = Model::open(&tests::required_model());
+    let golden = tests::golden("canonical1_smollm2.json");
+    let parts = model.parts();
+    let mut embedding = model.shard(0..1, Class::ExactF32, 1);
+    let mut first = model.shard(1..parts / 2, Class::ExactF32, 1);
+    let spans = [1..parts - 1, parts / 2..parts - 1];
+    let mut pairs =
+        spans.map(|span| (span.start, CLASSES.map(|class| model.shard(span.clone(), class, 1))));
+    let mut largest = 0f64;
+    for case in golden["cases"].as_array().expect("cases") {
+        let prompt = ids(&case["prompt_tokens"]);
+        let shards = pairs.iter_mut().flat_map(|(_, pair)| pair);
+        shards.chain([&mut embedding, &mut first]).for_each(|shard| shard.release(1));
+        let mut input = hidden(&mut embedding, prompt.len(), Input::Tokens(&prompt));
+        for (start, pair) in &mut pairs {
+            if *start > 1 {
+                input = hidden(&mut first, prompt.len(), Input::Hidden(&input));
+            }
+            let [rounded, exact] =
+                pair.each_mut().map(|shard| hidden(shard, prompt.len(), Input::Hidden(&input)));
+            let apart = apart(&rounded, &exact, exact.len() / prompt.len());
+            println!("SmolLM2 from part {start}, {} rows: {apart:.4} apart", prompt.len());
+            largest = largest.max(apart);
+        }
+    }
+    for (name, tiny) in tiny::models() {
+        let tokens = tiny.tokens(1, 100);
+        let ends = tiny.parts() - 1;
+        let mut embedding = tiny.shard(0..1, Class::ExactF32, Isa::best(), 1);
+        let input = hidden(&mut embedding, tokens.len(), Input::Tokens(&tokens));
+        let [rounded, exact] = CLASSES.map(|class| {
+            let mut shard = tiny.shard(1..ends, class, Isa::best(), 1);
+            hidden(&mut shard, tokens.len(), Input::Hidden(&input))
+        });
+        let apart = apart(&rounded, &exact, exact.len() / tokens.len());
+        println!("{name}: {apart:.4} apart");
+        largest = largest.max(apart);
+    }
+    assert!(largest < band / 2.0, "{largest} apart, and the band is {band}");
 }

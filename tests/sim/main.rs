@@ -3,8 +3,9 @@
 //! token once, in order, from the logits that one machine alone would have computed.
 //!
 //! A run has a phase of faults, then one of healing in which everything must finish.
-//! `WEFT_SIM_SEEDS` sets how many seeds are run (200 by default), `WEFT_SIM_SEED` runs one, and
-//! `WEFT_SIM_TRACE=ID` prints every message that concerns that session.
+//! `WEFT_SIM_SEEDS` sets how many seeds are run (200 by default, 60 with liars),
+//! `WEFT_SIM_SEED` runs one, and `WEFT_SIM_TRACE=ID` prints every message that concerns that
+//! session.
 
 mod clients;
 mod crowd;
@@ -25,18 +26,21 @@ use liars::{Fate, Found, LIES};
 use scheduler::Sabotage;
 use world::Shown;
 
-fn seeds() -> std::ops::Range<u64> {
+/// Seeds that are run with liars, unless their number is set.
+const LIARS_SEEDS: u64 = 60;
+
+fn seeds(unless_set: u64) -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().map(|v| v.parse::<u64>().expect("a number"));
     if let Some(seed) = number("WEFT_SIM_SEED") {
         return seed..seed + 1;
     }
-    0..number("WEFT_SIM_SEEDS").unwrap_or(200)
+    0..number("WEFT_SIM_SEEDS").unwrap_or(unless_set)
 }
 
 #[test]
 fn whatever_strikes_every_client_is_given_the_right_tokens() {
     let mut tally = Tally::default();
-    let seeds = seeds();
+    let seeds = seeds(200);
     let all = seeds.end - seeds.start;
     for seed in seeds {
         tally.add(&run(seed, Setup::default()).tally);
@@ -58,12 +62,12 @@ fn run(seed: u64, setup: Setup) -> Shown {
 }
 
 /// Runs seeds in which machines lie, and prints what became of those.
-fn with_liars() -> Found {
+fn with_liars(full: bool) -> Found {
     let mut found = Found::default();
-    let seeds = seeds();
-    println!("{} seeds with liars", seeds.end - seeds.start);
+    let seeds = seeds(LIARS_SEEDS);
+    println!("{} seeds with liars; full verification: {full}", seeds.end - seeds.start);
     for seed in seeds {
-        found.add(&run(seed, Setup { liars: true, ..Setup::default() }).found);
+        found.add(&run(seed, Setup { liars: true, full, ..Setup::default() }).found);
     }
     for (lie, fate) in &found.fates {
         println!(
@@ -87,15 +91,24 @@ fn with_liars() -> Found {
 #[test]
 fn liars_are_found_and_nobody_else_is_banned() {
     // A ban of whoever never lied ends a run.
-    let found = with_liars();
+    let found = with_liars(false);
     let (lied, banned) =
         found.fates.values().fold((0, 0), |n, fate| (n.0 + fate.lied, n.1 + fate.banned));
     assert!(banned * 10 >= lied * 8, "{banned} of {lied} liars were found");
-    if seeds().end - seeds().start >= 50 {
+    let seeds = seeds(LIARS_SEEDS);
+    if seeds.end - seeds.start >= 50 {
         assert!(found.fates.len() == LIES.len(), "some kind of lie was never told");
         assert!(found.refused > 0, "no banned key came back");
     }
     assert!(found.verified > 0);
+}
+
+#[test]
+fn with_full_verification_nobody_is_given_a_wrong_token() {
+    // A wrong one ends a run.
+    let found = with_liars(true);
+    assert_eq!(found.wrong_logits, 0);
+    assert!(found.logits > 0 && found.verified > 0);
 }
 
 /// Runs seeds with one safeguard off until one of them fails.
@@ -118,4 +131,6 @@ fn without_a_safeguard_some_seed_fails() {
     is_missed("the epoch check", without(Sabotage { accept_old_epochs: true, ..all }));
     is_missed("the replay", without(Sabotage { skip_replay: true, ..all }));
     is_missed("the deduplication", without(Sabotage { log_replays: true, ..all }));
+    let verified = without(Sabotage { skip_comparison: true, ..all });
+    is_missed("the comparison of audits", Setup { liars: true, full: true, ..verified });
 }

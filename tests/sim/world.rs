@@ -417,7 +417,8 @@ impl World {
         let missing = view.models.iter().filter_map(|m| m.missing.clone());
         let workers = workers.collect::<String>();
         let missing = missing.collect::<String>();
-        format!("{}; missing: {missing}; {workers}", self.clients.describe())
+        let sessions = view.sessions.iter().map(|s| format!("\n{s:?}")).collect::<String>();
+        format!("{}; missing: {missing}; {workers}{sessions}", self.clients.describe())
     }
 
     /// What must hold at every moment.

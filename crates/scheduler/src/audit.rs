@@ -172,13 +172,11 @@ impl Scheduler {
         let Stage { holder: Some((worker, assignment)), span, .. } = session.stages[i] else {
             return;
         };
-        let Some(w) = self.workers.get(&worker).filter(|w| !w.spec.trusted) else {
-            session.cut_authored(span.end, from);
-            return;
-        };
+        let Some(w) = self.workers.get(&worker).filter(|w| !w.spec.trusted) else { return };
+        let full = self.config.audits.full;
         let at = session.author_more(worker, span, from, to).unwrap_or_else(|| {
             let class = w.held.get(&assignment).map_or("", |held| held.class.as_str());
-            session.author(Authored {
+            let rows = Authored {
                 number: 0,
                 worker,
                 key: w.spec.key.as_str().into(),
@@ -190,9 +188,10 @@ impl Scheduler {
                 credited: from,
                 drawn: from,
                 next_draw: from + FIRST_DRAW_ROWS,
-            })
+            };
+            session.author(rows, full)
         });
-        if self.config.audits.full {
+        if full {
             self.follow(id, at);
             return;
         }

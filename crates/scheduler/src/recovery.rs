@@ -224,12 +224,14 @@ impl Scheduler {
     /// from their tokens again.
     pub(crate) fn trim_logs(&mut self) {
         self.settle();
-        let mut bytes = self.index.log_bytes;
+        let logs = || self.sessions.values().filter(|s| self.is_log_bounded(s));
+        let mut bytes = match self.config.audits.full {
+            true => logs().map(Session::log_bytes).sum(),
+            false => self.index.log_bytes,
+        };
         if bytes <= self.config.log_bytes_max {
             return;
         }
-        // Replays share the rows of their audits, which have a bound of their own.
-        let logs = || self.sessions.values().filter(|s| !s.is_audit());
         let mut order: Vec<(bool, u64, SessionId)> =
             logs().map(|s| (!s.is_live(), s.log_bytes(), s.id)).collect();
         order.sort();
@@ -244,6 +246,13 @@ impl Scheduler {
                 bytes -= before - session.log_bytes();
             }
         }
+    }
+
+    /// Whether a session's log counts towards the bound of all. Replays share the rows of
+    /// their audits, which have a bound of their own; with full verification those of every
+    /// session in flight are needed, and the number of sessions bounds them.
+    pub(crate) fn is_log_bounded(&self, session: &Session) -> bool {
+        !(session.is_audit() || self.config.audits.full && session.is_live())
     }
 
     /// What a session's hole is called in the event log.

@@ -9,7 +9,8 @@ use protocol::{AssignmentId, SessionId, Span, WorkerId};
 use crate::event::{RequestId, Time};
 use crate::log::Boundary;
 
-/// Entries of [`Session::authored`] kept; the oldest verified ones go first.
+/// Entries of [`Session::authored`] kept; the oldest verified ones go first. With full
+/// verification there is one more for each stage that was replaced before it was verified.
 const AUTHORED_MAX: usize = 64;
 
 /// A generation, in flight or kept for its KV.
@@ -240,8 +241,9 @@ impl Session {
         self.boundaries.retain(|part, _| route.contains(part) || self.stages.is_empty());
     }
 
-    /// A worker gave rows `from..to` of a stage before anyone else did: where that is
-    /// recorded, if it goes on from what it gave before.
+    /// A worker gave rows `from..to` of a stage that the log did not have: where that is
+    /// recorded, if it goes on from what it gave before. Rows that the log had once stay
+    /// recorded as well: what comes after them rests on them.
     pub fn author_more(
         &mut self,
         worker: WorkerId,
@@ -249,7 +251,6 @@ impl Session {
         from: u32,
         to: u32,
     ) -> Option<usize> {
-        self.cut_authored(span.end, from);
         let goes_on = |e: &Authored| e.worker == worker && e.span == span && e.to == from;
         let at = self.authored.iter().rposition(goes_on)?;
         self.authored[at].to = to;
@@ -257,12 +258,14 @@ impl Session {
     }
 
     /// Records rows that go on from nothing, under a number of their own, and answers where.
-    pub fn author(&mut self, mut rows: Authored) -> usize {
+    /// Where there are too many records the oldest goes, but for those that are not
+    /// verified if `keeps` says so.
+    pub fn author(&mut self, mut rows: Authored, keeps: bool) -> usize {
         rows.number = self.next_authored;
         self.next_authored += 1;
         if self.authored.len() >= AUTHORED_MAX {
             let verified = self.authored.iter().position(|e| e.verified >= e.to);
-            if let Some(at) = verified {
+            if let Some(at) = verified.or(Some(0).filter(|_| !keeps)) {
                 self.authored.remove(at);
             }
         }
@@ -270,7 +273,8 @@ impl Session {
         self.authored.len() - 1
     }
 
-    /// Rows from `position` on of the boundary before `part` are another's, or nobody's.
+    /// Rows from `position` on of the boundary before `part` are thrown away, with all that
+    /// rests on them.
     pub fn cut_authored(&mut self, part: u32, position: u32) {
         for entry in &mut self.authored {
             if entry.span.end == part && entry.to > position {

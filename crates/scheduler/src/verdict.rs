@@ -8,9 +8,11 @@ use std::sync::Arc;
 /// `exact-f32` over three layers (`tests/golden/engine_gpu.rs`, `TINY_TOLERANCE`); other
 /// adapters fuse and reassociate otherwise, so ten times that is allowed.
 pub const BAND_WGSL: f64 = 4e-2;
-/// The same to a row of `canonical-1`, whose activations are rounded to 8 bits. It finds
+/// The same to a row of `canonical-1`, whose activations are rounded to 8 bits: over all
+/// layers of SmolLM2 it is at most 0.111 away from `exact-f32` (200 rows; 0.076 over 42), over
+/// tiny models 0.107 (`tests/golden/engine.rs`), and three times that is allowed. It finds
 /// garbage and other weights, no more.
-pub const BAND_WGSL_CANONICAL: f64 = 0.25;
+pub const BAND_WGSL_CANONICAL: f64 = 0.33;
 /// Replays of one audit at most; without a verdict by then there is none.
 pub const FINDINGS_MAX: usize = 5;
 /// Other owners that must agree with each other, where nobody trusted can replay.
