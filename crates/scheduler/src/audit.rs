@@ -188,6 +188,7 @@ impl Scheduler {
                 credited: from,
                 drawn: from,
                 next_draw: from + FIRST_DRAW_ROWS,
+                sealed: false,
             };
             session.author(rows, full)
         });
@@ -246,6 +247,9 @@ impl Scheduler {
         let row_bytes = self.models[session.model].spec.d_model as usize * 4;
         let to = if follows { entry.to } else { entry.to.min(self.config.audits.rows_max) };
         let from = entry.verified;
+        if entry.sealed {
+            return false;
+        }
         let Some(input) = session.boundaries.get(&entry.span.first) else { return false };
         let Some(output) = session.boundaries.get(&entry.span.end) else { return false };
         let Some(rows) = output.rows(from, to, row_bytes) else { return false };

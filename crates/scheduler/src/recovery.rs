@@ -204,6 +204,8 @@ impl Scheduler {
 
     /// Takes a session's KV; it comes back from its log when there is room.
     pub(crate) fn preempt(&mut self, id: SessionId) {
+        // Whoever goes on with it may fill the log anew.
+        self.audit_rest(id);
         self.let_go(id);
         self.note(Note::Preempted { session: id });
     }

@@ -75,6 +75,9 @@ pub struct Authored {
     pub drawn: u32,
     /// The next draw is when `to` reaches this.
     pub next_draw: u32,
+    /// The log may have lost these rows or their input and been given others: nothing is added
+    /// to them, and no audit of them is begun.
+    pub sealed: bool,
 }
 
 /// What a session does.
@@ -230,6 +233,8 @@ impl Session {
             let boundary = self.boundaries.entry(stage.span.first).or_default();
             if boundary.start() > stage.done || (stage.layers && boundary.end() < stage.done) {
                 *boundary = Boundary::starting_at(stage.done);
+                let part = stage.span.first;
+                seal(&mut self.authored, |rows| rows == part);
             }
             // The stage before goes on where the boundary ends.
             let end = boundary.end();
@@ -238,7 +243,12 @@ impl Session {
             before.sent = before.done;
         }
         let route: Vec<u32> = self.stages.iter().map(|s| s.span.first).collect();
-        self.boundaries.retain(|part, _| route.contains(part) || self.stages.is_empty());
+        if !route.is_empty() {
+            self.boundaries.retain(|part, _| route.contains(part));
+            // What stage 0 reads are the tokens, which no boundary holds.
+            let held = |part: u32| part == 0 || route.contains(&part);
+            seal(&mut self.authored, |part| !held(part));
+        }
     }
 
     /// A worker gave rows `from..to` of a stage that the log did not have: where that is
@@ -251,7 +261,8 @@ impl Session {
         from: u32,
         to: u32,
     ) -> Option<usize> {
-        let goes_on = |e: &Authored| e.worker == worker && e.span == span && e.to == from;
+        let goes_on =
+            |e: &Authored| !e.sealed && e.worker == worker && e.span == span && e.to == from;
         let at = self.authored.iter().rposition(goes_on)?;
         self.authored[at].to = to;
         Some(at)
@@ -315,5 +326,12 @@ impl Session {
         if self.phase == Phase::Verifying {
             self.phase = Phase::Computing;
         }
+    }
+}
+
+/// Seals the records of rows that a boundary in `lost` held, or their input.
+fn seal(authored: &mut [Authored], lost: impl Fn(u32) -> bool) {
+    for entry in authored.iter_mut().filter(|e| lost(e.span.first) || lost(e.span.end)) {
+        entry.sealed = true;
     }
 }

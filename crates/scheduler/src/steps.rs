@@ -284,6 +284,7 @@ impl Scheduler {
             self.refuse(request, RequestError::Numeric { position });
             return;
         };
+        self.audit_rest(sent.session);
         let session = self.sessions.get_mut(&sent.session).expect("it was found");
         session.overflow = Some((sent.position, worker));
         let old: Vec<Stage> = session.stages.splice(stage..=stage, other).collect();

@@ -7,10 +7,10 @@ use scheduler::{Config, Holds, Note, Standing, WorkerSpec};
 use crate::bench::{Bench, LAYERS, MIB, worker};
 
 /// The volunteer.
-const STRANGER: WorkerId = WorkerId(3);
+pub const STRANGER: WorkerId = WorkerId(3);
 const PROMPT: u32 = 40;
 
-fn key(id: u64) -> String {
+pub fn key(id: u64) -> String {
     format!("{id:0>64}")
 }
 
@@ -20,7 +20,7 @@ fn full() -> Config {
 
 /// The ends on one trusted worker, all layers on a fast stranger, and on a trusted worker
 /// that is too slow to be on a route.
-fn watched(config: Config, stranger: WorkerSpec) -> Bench {
+pub fn watched(config: Config, stranger: WorkerSpec) -> Bench {
     let mut bench = Bench::new(config);
     bench.join(1, 2 * MIB, true, Holds::Ends);
     bench.join_spec(stranger);
@@ -29,11 +29,11 @@ fn watched(config: Config, stranger: WorkerSpec) -> Bench {
     bench
 }
 
-fn stranger() -> WorkerSpec {
+pub fn stranger() -> WorkerSpec {
     worker(STRANGER.0, 100 * MIB, false, Holds::Anything)
 }
 
-fn lie(frame: &mut Frame) {
+pub fn lie(frame: &mut Frame) {
     let mut bytes = frame.payload.to_vec();
     let at = bytes.len() / 2;
     bytes[at] ^= 1;
@@ -47,7 +47,7 @@ fn lie_grossly(frame: &mut Frame) {
 }
 
 /// Answers everything, `liars` with what `spoil` makes of it.
-fn answer_all(bench: &mut Bench, liars: &[WorkerId], spoil: fn(&mut Frame)) {
+pub fn answer_all(bench: &mut Bench, liars: &[WorkerId], spoil: fn(&mut Frame)) {
     while !bench.steps.is_empty() {
         let (worker, step) = bench.steps.remove(0);
         bench.answer_step(worker, &step, |frame| {
@@ -58,7 +58,7 @@ fn answer_all(bench: &mut Bench, liars: &[WorkerId], spoil: fn(&mut Frame)) {
     }
 }
 
-fn prompt() -> Vec<u32> {
+pub fn prompt() -> Vec<u32> {
     (0..PROMPT).map(|t| t % 8).collect()
 }
 

@@ -2,6 +2,7 @@
 
 mod audits;
 mod bench;
+mod blame;
 mod large;
 mod tabs;
 
