@@ -154,6 +154,11 @@ impl ModelSpec {
         self.classes.iter().find(|class| worker.classes.contains(&class.name))
     }
 
+    /// Where a class is in [`ModelSpec::classes`].
+    pub fn class_index(&self, name: &str) -> Option<usize> {
+        self.classes.iter().position(|class| class.name == name)
+    }
+
     /// KV bytes of one position in one layer, in the class that needs the most.
     pub fn kv_bytes_per_position(&self) -> u64 {
         self.classes.iter().map(|class| class.kv_bytes_per_position).max().unwrap_or(0)

@@ -14,6 +14,8 @@ pub(crate) type Holder = (WorkerId, AssignmentId);
 pub(crate) struct Shard {
     pub holder: Holder,
     pub model: usize,
+    /// What it computes in: where its model lists that.
+    pub class: usize,
     pub span: Span,
     pub ready: bool,
     /// KV pages in all; `u32::MAX` where it needs none.
@@ -36,8 +38,8 @@ pub(crate) struct ModelIndex {
     pub live: usize,
     /// Embedding, layers, head.
     pub parts: Vec<PartIndex>,
-    /// By whether their worker is trusted, first part and end: shards.
-    spans: BTreeMap<(bool, u32, u32), u32>,
+    /// By whether their worker is trusted, class, first part and end: shards.
+    spans: BTreeMap<(bool, usize, u32, u32), u32>,
 }
 
 /// Who holds one part.
@@ -60,10 +62,10 @@ impl ModelIndex {
         ModelIndex { live: 0, parts: vec![PartIndex::default(); parts], spans: BTreeMap::new() }
     }
 
-    /// The spans that trusted workers hold, or that strangers do, each once.
-    pub fn spans(&self, trusted: bool) -> impl Iterator<Item = Span> {
-        let range = (trusted, 0, 0)..=(trusted, u32::MAX, u32::MAX);
-        self.spans.range(range).map(|((_, first, end), _)| Span { first: *first, end: *end })
+    /// The spans that trusted workers hold in a class, or that strangers do, each once.
+    pub fn spans(&self, trusted: bool, class: usize) -> impl Iterator<Item = Span> {
+        let range = (trusted, class, 0, 0)..=(trusted, class, u32::MAX, u32::MAX);
+        self.spans.range(range).map(|((_, _, first, end), _)| Span { first: *first, end: *end })
     }
 
     pub(super) fn add(&mut self, shard: &Shard) {
@@ -78,7 +80,8 @@ impl ModelIndex {
         let (worker, assignment) = shard.holder;
         let last = self.parts.len() as u32 - 1;
         let scattered = (scatter(assignment.0), assignment);
-        count(&mut self.spans, (shard.trusted, shard.span.first, shard.span.end), up);
+        let span = (shard.trusted, shard.class, shard.span.first, shard.span.end);
+        count(&mut self.spans, span, up);
         for part in shard.span.first..shard.span.end {
             let index = &mut self.parts[part as usize];
             count(&mut index.kv_pages, shard.kv_pages, up);
@@ -199,6 +202,7 @@ mod tests {
             let shard = Shard {
                 holder: (WorkerId(id), AssignmentId(id)),
                 model: 0,
+                class: 1,
                 span: Span { first: 1, end: 2 },
                 ready: id % 2 == 0,
                 kv_pages: id as u32,
@@ -215,7 +219,8 @@ mod tests {
         assert_ne!(met[0], part.holders_from(8).next().unwrap().0.0);
         met.sort();
         assert_eq!(met, (1..=20).collect::<Vec<u64>>());
-        assert_eq!(model.spans(true).collect::<Vec<_>>(), [Span { first: 1, end: 2 }]);
+        assert_eq!(model.spans(true, 1).collect::<Vec<_>>(), [Span { first: 1, end: 2 }]);
+        assert_eq!(model.spans(true, 0).count(), 0);
         assert_eq!(part.fastest().next(), Some((WorkerId(20), AssignmentId(20))));
         assert_eq!((part.held(), part.ready(), part.machines(), part.rate), (20, 10, 4, 100));
         assert_eq!((part.has_room_for(20), part.has_room_for(21)), (true, false));

@@ -55,6 +55,7 @@ impl WorkerEntry {
             Shard {
                 holder: (worker.spec.id, *assignment),
                 model: held.model,
+                class: model.spec.class_index(&held.class).expect("it was assigned in one of them"),
                 span: held.span,
                 ready: held.ready,
                 kv_pages: if layers == 0 { u32::MAX } else { held.kv_pages },

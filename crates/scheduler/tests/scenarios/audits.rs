@@ -1,5 +1,7 @@
 //! Liars, and what audits make of them and of the others.
 
+use std::time::Duration;
+
 use protocol::{Frame, WorkerId, WorkerKind};
 use scheduler::audit::Settings;
 use scheduler::{Config, Holds, Note, Standing, WorkerSpec};
@@ -151,6 +153,22 @@ fn with_full_verification_a_lie_reaches_nobody() {
         });
     }
     assert!(bench.standings[&key(3)].banned, "its rows were given out first");
+}
+
+#[test]
+fn a_trusted_gpu_watches_no_cpu() {
+    let mut bench = Bench::new(full());
+    let slow =
+        |id| WorkerSpec { bytes_per_s: [1e5; 2], ..worker(id, 100 * MIB, true, Holds::Anything) };
+    bench.join_spec(slow(1));
+    bench.join_spec(WorkerSpec { classes: vec!["wgsl-f32".into()], ..slow(2) });
+    bench.join_spec(WorkerSpec { bytes_per_s: [1e12; 2], ..stranger() });
+    bench.pass(Duration::from_secs(5));
+    let shards = bench.shards();
+    bench.submit(1, prompt(), 1);
+    assert!(bench.scheduler.view().sessions[0].route.iter().any(|s| s.0 == STRANGER));
+    bench.answer_all();
+    assert_eq!(bench.samples, [(bench.session(1), PROMPT - 1)], "nobody can replay: {shards:?}");
 }
 
 #[test]
