@@ -328,7 +328,7 @@ impl Scheduler {
             .map(|id| {
                 let w = &self.workers[id];
                 let fetch = |b: &&BlobRef| {
-                    w.spec.kind != WorkerKind::Embedded && !w.spec.cached.contains(&b.hash)
+                    w.spec.kind != WorkerKind::Embedded && !w.cached.contains(&b.hash)
                 };
                 let missing = spec
                     .parts

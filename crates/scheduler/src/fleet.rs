@@ -1,6 +1,6 @@
 //! Who is here, what they hold, how fast they are.
 
-use std::collections::{BTreeMap, VecDeque};
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
 use protocol::{AssignmentId, BlobRef, Segment, SessionId, Span, WorkerKind};
@@ -40,6 +40,8 @@ pub struct Worker {
     pub draining: bool,
     /// Nobody sees its tab: its browser may slow it down or freeze it.
     pub hidden: bool,
+    /// Hashes of the weights that it has on its disk.
+    pub cached: BTreeSet<String>,
     /// Its shards.
     pub held: BTreeMap<AssignmentId, Held>,
     /// Steps sent and not answered, by number.
@@ -136,7 +138,7 @@ pub fn has_layers(span: Span, parts: usize) -> bool {
 
 impl Worker {
     /// A worker as it joins.
-    pub fn new(spec: WorkerSpec) -> Worker {
+    pub fn new(mut spec: WorkerSpec) -> Worker {
         let seconds = |rate: f64| if rate.is_finite() && rate > 0.0 { 1.0 / rate } else { 1e-6 };
         Worker {
             s_per_byte: spec.bytes_per_s.map(seconds),
@@ -148,6 +150,7 @@ impl Worker {
             visit_at: None,
             answered_at: Time::default(),
             usual_s_per_byte: None,
+            cached: std::mem::take(&mut spec.cached).into_iter().collect(),
             spec,
             draining: false,
             hidden: false,

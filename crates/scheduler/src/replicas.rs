@@ -70,21 +70,16 @@ impl Scheduler {
         best.is_some()
     }
 
-    /// Gives a worker the window of a model that needs it the most, if one fits.
-    pub(crate) fn give_window(&mut self, id: WorkerId, model: usize) -> bool {
-        let window = self.weakest_window(id, model);
-        if let Some(window) = window {
-            self.give(id, model, window.span());
+    /// KV positions that a replica on a worker is given at most.
+    pub(crate) fn positions_max(&self, worker: &Worker) -> u32 {
+        match worker.is_browser() {
+            true => self.config.tab_kv_positions_max,
+            false => self.config.kv_positions_max,
         }
-        window.is_some()
     }
 
-    fn give(&mut self, id: WorkerId, model: usize, span: Span) {
-        let config = &self.config;
-        let positions_max = match self.workers[&id].is_browser() {
-            true => config.tab_kv_positions_max,
-            false => config.kv_positions_max,
-        };
+    pub(crate) fn give(&mut self, id: WorkerId, model: usize, span: Span) {
+        let positions_max = self.positions_max(&self.workers[&id]);
         self.assign(id, model, span, 0, positions_max);
         self.settle();
     }

@@ -10,7 +10,7 @@
 use protocol::{AssignmentId, Span, WorkerId, WorkerKind};
 
 use crate::Scheduler;
-use crate::fleet::Worker;
+use crate::fleet::{Worker, pages_for};
 use crate::index::{Holder, PartIndex};
 
 /// Machines that should hold each part before speed counts.
@@ -59,13 +59,17 @@ impl Scheduler {
     /// The layers that a worker is of most use for, among those that fit and that a route could
     /// use; with the ends, where the worker may hold them and all layers fit.
     pub(crate) fn weakest_window(&self, id: WorkerId, model: usize) -> Option<Window> {
+        self.weakest_window_in(id, model, self.workers[&id].memory_free())
+    }
+
+    /// The same in so much memory, bytes.
+    fn weakest_window_in(&self, id: WorkerId, model: usize, free: u64) -> Option<Window> {
         let worker = &self.workers[&id];
         let m = &self.models[model];
         if !worker.may_hold_layers() || m.spec.class_for(&worker.spec).is_none() {
             return None;
         }
         let parts = m.spec.parts.len() as u32;
-        let free = worker.memory_free();
         let fetch = self.fetches(worker, model);
         let whole = m.whole();
         if worker.may_hold_ends() && self.least_memory(model, whole) <= free {
@@ -97,14 +101,14 @@ impl Scheduler {
         let mut sums = vec![0];
         let here = worker.spec.kind == WorkerKind::Embedded;
         for part in &self.models[model].spec.parts {
-            let new = part.blobs.iter().filter(|b| !here && !worker.spec.cached.contains(&b.hash));
+            let new = part.blobs.iter().filter(|b| !here && !worker.cached.contains(&b.hash));
             sums.push(sums[sums.len() - 1] + new.map(|b| b.bytes).sum::<u64>());
         }
         sums
     }
 
     fn window(&self, worker: &Worker, model: usize, fetch: &[u64], span: (u32, u32)) -> Window {
-        let pages = crate::fleet::pages_for(self.models[model].kv_positions_needed);
+        let pages = pages_for(self.models[model].kv_positions_needed);
         let parts = &self.index.models[model].parts[span.0 as usize..span.1 as usize];
         let need = |part: &PartIndex| {
             // A second worker on one machine makes nothing safer.
@@ -179,38 +183,60 @@ impl Scheduler {
     }
 
     /// Where a layer has nobody and no idle worker could take it, moves workers from where
-    /// there are the most; says what is lacking if that does not do.
+    /// there are the most, if they can hold it; says what is lacking if that does not do.
     pub(crate) fn rescue(&mut self, model: usize) {
         for _ in 0..MOVES_MAX {
-            if self.unheld(model).is_empty() {
-                return;
-            }
-            let Some((id, _)) = self.mover(model) else { break };
-            self.clear(id, model);
-            if !self.give_window(id, model) {
+            if self.unheld_layers(model).is_empty() {
                 break;
             }
+            let Some((id, window)) = self.mover(model) else { break };
+            self.clear(id, model);
+            self.give(id, model, window.span());
         }
         if !self.unheld(model).is_empty() {
             self.models[model].shortfall = Some(self.say_shortfall(model));
         }
     }
 
-    /// Who is missed the least: a holder of the strongest layer all of whose layers others
-    /// have too, no tab where that can be avoided, with few sessions.
-    fn mover(&self, model: usize) -> Option<Holder> {
+    /// The layers that nobody was given with room for every session that waits.
+    fn unheld_layers(&self, model: usize) -> Vec<Span> {
+        let last = self.models[model].spec.parts.len() as u32 - 1;
+        let held = self.unheld(model).into_iter();
+        let layers = held.map(|gap| Span { first: gap.first.max(1), end: gap.end.min(last) });
+        layers.filter(|gap| gap.first < gap.end).collect()
+    }
+
+    /// Who is missed the least, and what it would hold instead: a holder of the strongest layer
+    /// all of whose layers others have too, and who could hold a layer that nobody has; no tab
+    /// where that can be avoided, with few sessions.
+    fn mover(&self, model: usize) -> Option<(WorkerId, Window)> {
         let parts = &self.index.models[model].parts;
         let layers = parts[1..parts.len() - 1].iter();
         let strongest = layers.max_by_key(|part| part.rate)?;
-        let spare = |(worker, _): &Holder| {
-            let held = self.workers[worker].held.values();
+        let gaps = self.unheld_layers(model);
+        let spare = |(worker, assignment): Holder| {
+            let held = self.workers[&worker].held.values();
             let mut spans = held.filter(|h| h.model == model).map(|h| h.span);
-            spans.all(|s| parts[s.first as usize..s.end as usize].iter().all(|p| p.ready() > 1))
+            let others = |s: Span| &parts[s.first as usize..s.end as usize];
+            if !spans.all(|s| others(s).iter().all(|p| p.ready() > 1)) {
+                return None;
+            }
+            let w = &self.workers[&worker];
+            let window = self.weakest_window_in(worker, model, w.memory_free_without(model))?;
+            let span = window.span();
+            let closes = gaps.iter().any(|gap| gap.first < span.end && span.first < gap.end);
+            let order = (w.is_browser(), self.index.load(worker), worker, assignment);
+            (closes && self.has_positions_for(w, model)).then_some((order, window))
         };
-        let holders = strongest.holders().take(MOVERS_TRIED_MAX).filter(spare);
-        holders.min_by_key(|(worker, assignment)| {
-            let tab = self.workers[worker].is_browser();
-            (tab, self.index.load(*worker), *worker, *assignment)
-        })
+        let holders = strongest.holders().take(MOVERS_TRIED_MAX).filter_map(spare);
+        holders.min_by_key(|(order, _)| *order).map(|((_, _, id, _), window)| (id, window))
+    }
+
+    /// Whether a shard that is given to a worker has the positions that sessions wait for.
+    fn has_positions_for(&self, worker: &Worker, model: usize) -> bool {
+        let m = &self.models[model];
+        let least = self.config.kv_positions_min.max(m.kv_positions_needed).min(m.spec.context);
+        let pages = pages_for(least).min(pages_for(self.positions_max(worker)));
+        pages >= pages_for(m.kv_positions_needed)
     }
 }

@@ -73,6 +73,16 @@ fn a_layer_that_nobody_is_left_for_is_given_to_one_who_can_be_spared() {
 }
 
 #[test]
+fn nobody_is_moved_for_ends_that_only_a_trusted_worker_could_hold() {
+    let mut bench = crowd(30, 2);
+    bench.tell(Event::Leave { worker: WorkerId(1), reason: "gone".into() });
+    bench.pass(Duration::from_secs(5));
+    let missing = bench.scheduler.view().models[0].missing.clone().unwrap();
+    assert!(missing.starts_with("the embedding, the head"), "{missing}");
+    assert_eq!(moved(&bench), 0, "that gave nobody the ends");
+}
+
+#[test]
 fn replicas_are_on_different_machines_first() {
     let mut bench = Bench::new(Config::default());
     bench.join(1, 10 * MIB, true, Holds::Ends);
