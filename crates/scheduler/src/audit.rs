@@ -10,6 +10,7 @@
 //! end. With full verification each stage has an audit that *follows* it, and logits wait
 //! until it has caught up.
 
+mod draws;
 mod replayers;
 
 use std::collections::BTreeMap;
@@ -20,14 +21,13 @@ use bytes::Bytes;
 use protocol::{AssignmentId, SessionId, Span, WorkerId};
 
 use crate::event::{Note, RequestId, Time};
+use crate::known::Known;
 use crate::log::Boundary;
-use crate::session::{Authored, Phase, Session, Stage};
-use crate::standing::{Standing, draw};
+use crate::session::{Phase, Session, Stage};
 use crate::verdict::{Comparison, Finding, Verdict, digest, judge};
 use crate::{Config, Scheduler};
+use draws::next_draw;
 
-/// Rows of a stage after which the first draw is made; the next are at twice as many.
-const FIRST_DRAW_ROWS: u32 = 32;
 /// An audit that finds nobody to replay it asks again after this.
 const RETRY: Duration = Duration::from_millis(250);
 /// A sampled audit that nobody could replay for this long is given up.
@@ -76,7 +76,9 @@ pub(crate) struct Audits {
     /// The replays under way, by their sessions.
     replays: BTreeMap<SessionId, u64>,
     /// Of keys that are here or were.
-    pub(crate) standings: BTreeMap<String, Standing>,
+    pub(crate) standings: Known,
+    /// Draws that began no audit although they should have, and audits that nobody replayed.
+    missed: u64,
 }
 
 /// One stage's rows that are being verified.
@@ -98,9 +100,13 @@ struct Audit {
     expected: Boundary,
     /// Rows before this one agreed.
     agreed: u32,
+    /// And rows before this one were counted for the key.
+    counted: u32,
     findings: Vec<Finding>,
     replay: Option<Replay>,
     begun: Time,
+    /// Tries to find somebody who replays it.
+    tries: u64,
     next_try: Time,
 }
 
@@ -158,6 +164,11 @@ impl Audits {
         sampled.map(|a| a.input.bytes() + a.expected.bytes()).sum()
     }
 
+    /// Draws that began no audit although they should have, and audits that nobody replayed.
+    pub(crate) fn missed(&self) -> u64 {
+        self.missed
+    }
+
     /// When an audit is to be tried again.
     pub(crate) fn next_try(&self) -> Option<Time> {
         self.open.values().filter(|a| a.is_waiting()).map(|a| a.next_try).min()
@@ -165,81 +176,6 @@ impl Audits {
 }
 
 impl Scheduler {
-    /// Stage `i` of a session gave rows `from..to` that nobody had given before: they are its
-    /// worker's, and are drawn for an audit.
-    pub(crate) fn rows_authored(&mut self, id: SessionId, i: usize, from: u32, to: u32) {
-        let session = self.sessions.get_mut(&id).expect("it was found");
-        let Stage { holder: Some((worker, assignment)), span, .. } = session.stages[i] else {
-            return;
-        };
-        let Some(w) = self.workers.get(&worker).filter(|w| !w.spec.trusted) else { return };
-        let full = self.config.audits.full;
-        let at = session.author_more(worker, span, from, to).unwrap_or_else(|| {
-            let class = w.held.get(&assignment).map_or("", |held| held.class.as_str());
-            let rows = Authored {
-                number: 0,
-                worker,
-                key: w.spec.key.as_str().into(),
-                class: class.into(),
-                span,
-                from,
-                to,
-                verified: from,
-                credited: from,
-                drawn: from,
-                next_draw: from + FIRST_DRAW_ROWS,
-                sealed: false,
-            };
-            session.author(rows, full)
-        });
-        if full {
-            self.follow(id, at);
-            return;
-        }
-        let entry = &mut session.authored[at];
-        if entry.to >= entry.next_draw {
-            entry.next_draw = next_draw(entry.to, entry.next_draw);
-            self.draw_audit(id, at);
-        }
-    }
-
-    /// A session or one of its stages ends: draws for what its workers did since the last draw.
-    pub(crate) fn audit_rest(&mut self, id: SessionId) {
-        let Some(session) = self.sessions.get(&id) else { return };
-        for at in 0..session.authored.len() {
-            let entry = &self.sessions[&id].authored[at];
-            if self.config.audits.full {
-                let (key, span) = (entry.key.clone(), entry.span);
-                self.credit(id, at, &key, span, false);
-            } else if entry.drawn < entry.to && entry.verified < entry.to {
-                self.draw_audit(id, at);
-            }
-        }
-    }
-
-    /// Audits the rows of a stage, if the draw says so.
-    fn draw_audit(&mut self, id: SessionId, at: usize) {
-        let settings = &self.config.audits;
-        let session = self.sessions.get_mut(&id).expect("it was found");
-        let entry = &mut session.authored[at];
-        entry.drawn = entry.to;
-        let standing = self.audits.standings.get(&*entry.key).copied().unwrap_or_default();
-        let chance = match settings.newcomers > 0.0 && !standing.banned {
-            true => standing.audit_chance(settings.newcomers),
-            false => 0.0,
-        };
-        if draw(settings.secret, id, &entry.key, entry.to) >= chance {
-            return;
-        }
-        let same = |a: &&Audit| (a.of, a.worker, a.span) == (id, entry.worker, entry.span);
-        // One may stand beside a first one: that of the stage's last rows.
-        let under_way = self.audits.open.values().filter(same).count();
-        let open = self.audits.open.len();
-        if under_way < 2 && open < settings.audits_max && self.audits.bytes() < settings.bytes_max {
-            self.open_audit(id, at, false);
-        }
-    }
-
     /// Takes what an audit needs from the log. Answers whether the log still had it.
     fn open_audit(&mut self, id: SessionId, at: usize, follows: bool) -> bool {
         let session = &self.sessions[&id];
@@ -272,9 +208,11 @@ impl Scheduler {
             input,
             expected,
             agreed: from,
+            counted: entry.credited,
             findings: Vec::new(),
             replay: None,
             begun: self.now,
+            tries: 0,
             next_try: self.now,
         };
         self.audits.open.insert(self.audits.next, audit);
@@ -339,6 +277,7 @@ impl Scheduler {
             false => audit.replay.is_none() && self.now.since(audit.begun) >= PATIENCE,
         };
         if over {
+            self.audits.missed += u64::from(!audit.follows);
             self.close_audit(id);
             return;
         }
@@ -368,6 +307,7 @@ impl Scheduler {
     fn begin_replay(&mut self, id: u64) {
         let audit = self.audits.open.get_mut(&id).expect("it was found");
         audit.next_try = self.now.plus(RETRY);
+        audit.tries += 1;
         let audit = &self.audits.open[&id];
         let Some((holder, how)) = self.find_replayer(audit) else { return };
         let (session, positions) = (SessionId(self.next_session), audit.input.end());
@@ -552,8 +492,12 @@ impl Scheduler {
             }
             // The session is over, or goes another way.
             None => {
-                let model = self.audits.open[&id].model;
-                self.count_verified(&key, model, span, to - from, !follows);
+                let audit = &self.audits.open[&id];
+                let (model, rows) = (audit.model, to.saturating_sub(from.max(audit.counted)));
+                // What goes another way is counted there.
+                let rows = if self.sessions.contains_key(&of) { 0 } else { rows };
+                self.count_verified(&key, model, span, rows, !follows);
+                self.counted(of, number, to);
             }
         }
         self.give_withheld(of);
@@ -565,8 +509,18 @@ impl Scheduler {
         let (model, entry) = (session.model, &mut session.authored[at]);
         let rows = entry.verified.saturating_sub(entry.credited);
         entry.credited = entry.credited.max(entry.verified);
+        let (number, to) = (entry.number, entry.credited);
+        self.counted(of, number, to);
         if rows > 0 || agreed {
             self.count_verified(key, model, span, rows, agreed);
+        }
+    }
+
+    /// Rows before `to` were counted: other audits of them count no more than what follows.
+    fn counted(&mut self, of: SessionId, number: u64, to: u32) {
+        let open = self.audits.open.values_mut();
+        for audit in open.filter(|a| a.of == of && a.number == number) {
+            audit.counted = audit.counted.max(to);
         }
     }
 
@@ -591,6 +545,8 @@ impl Scheduler {
             Comparison::Within(_) if out => {
                 self.ban(&key, "its answers were outside their class's band once too often");
             }
+            // A finished one is not kept for what rests on them.
+            Comparison::Within(_) if same && !self.sessions[&of].is_live() => self.release(of),
             // The session goes on with somebody else, if there is anyone.
             Comparison::Within(_) if same => {
                 self.redo(of, &key);
@@ -691,12 +647,4 @@ impl Scheduler {
 pub(crate) fn lag(session: &Session, config: &Config) -> u64 {
     // Logits wait for replays that follow.
     if session.is_audit() && !config.audits.full { LOW_PRIORITY_STEPS } else { 0 }
-}
-
-/// The next number of rows, doubling, at which a stage that has `rows` is drawn for.
-fn next_draw(rows: u32, mut at: u32) -> u32 {
-    while at <= rows {
-        at = at.saturating_mul(2);
-    }
-    at
 }

@@ -56,7 +56,7 @@ impl Scheduler {
     }
 
     /// Whether one trusted worker can replay all of a range, or will soon.
-    fn is_watched(&self, model: usize, class: usize, span: Span) -> bool {
+    pub(crate) fn is_watched(&self, model: usize, class: usize, span: Span) -> bool {
         let classes = &self.models[model].spec.classes;
         let replays = |by: &usize| comparison(&classes[class].name, &classes[*by].name).is_some();
         let watching = (0..classes.len()).filter(replays);

@@ -55,6 +55,7 @@ impl Scheduler {
         }
         let id = spec.id;
         self.keys.insert(spec.key.clone(), id);
+        self.audits.standings.comes(&spec.key, spec.standing);
         self.workers.insert(id, Worker::new(spec));
         self.begin_to_count(id);
         self.note(Note::Joined { worker: id });

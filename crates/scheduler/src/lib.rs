@@ -23,6 +23,7 @@
 //! | `audit` | which rows are replayed elsewhere and compared, and what follows |
 //! | `auditors` | what trusted workers hold for that |
 //! | `verdict` | how rows are compared, and what several replays prove |
+//! | `known` | whose standing is kept |
 //! | `standing` | how often a key's work is audited, and when it is banned |
 
 pub mod audit;
@@ -40,6 +41,7 @@ mod assign;
 mod auditors;
 mod cover;
 mod index;
+mod known;
 mod recovery;
 mod replicas;
 mod requests;

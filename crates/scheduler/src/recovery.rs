@@ -14,6 +14,7 @@ impl Scheduler {
     pub(crate) fn lose_worker(&mut self, id: WorkerId, reason: &str) {
         let Some(worker) = self.workers.remove(&id) else { return };
         self.keys.remove(&worker.spec.key);
+        self.audits.standings.leaves(&worker.spec.key);
         self.count_leave(id, worker.sort, worker.visit_at);
         let sessions = self.lose_stages(id, None);
         self.note(Note::Lost { worker: id, reason: reason.to_owned(), sessions });

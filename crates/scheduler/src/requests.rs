@@ -187,6 +187,7 @@ impl Scheduler {
         let superseded = donor.positions() == common;
         let model = &self.models[session.model].spec;
         cut(session, common, model.d_model as usize * 4);
+        session.leave_audits_to_original();
         let released = if superseded { self.take_pages(from, &session.stages) } else { Vec::new() };
         if !self.reserve_or_evict(session.id, &session.stages, session.prompt_len + 1)
             || !self.exists(from)
@@ -257,6 +258,7 @@ impl Scheduler {
         for &id in &followers {
             let mut copy = Session { id, epoch: 1, ..session.clone() };
             copy.phase = Phase::Sampling;
+            copy.leave_audits_to_original();
             if self.reserve_or_evict(id, &copy.stages, copy.positions() + 1) {
                 self.send_forks(leader, &copy, copy.positions());
             } else {

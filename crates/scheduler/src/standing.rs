@@ -2,7 +2,7 @@
 //!
 //! After BOINC's adaptive replication: a key with fewer than [`PROVEN`] agreements in a row
 //! is always audited (a share of its work that the operator sets), a proven one with
-//! probability 1/agreements; a disagreement takes all of it back. Every change leaves the
+//! probability 1/agreements, if that is less; a disagreement takes all of it back. Every change leaves the
 //! scheduler as `Action::Standing`, and comes back with a join (`WorkerSpec::standing`).
 
 use std::hash::Hasher;
@@ -17,9 +17,6 @@ pub const PROVEN: u32 = 10;
 /// Disagreements of which each alone proves nothing (a GPU outside its band) that ban a key;
 /// each [`PROVEN`] agreements in a row make one of them forgotten.
 pub const DISAGREEMENTS_MAX: u32 = 3;
-/// Keys whose standing is kept here while they are away; past it only the banned ones are,
-/// and the others come back as the shell knows them.
-const STANDINGS_MAX: usize = 100_000;
 
 /// What is known of a worker's key.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -39,7 +36,7 @@ impl Standing {
     pub fn audit_chance(&self, newcomers: f64) -> f64 {
         match self.agreements {
             0..PROVEN => newcomers,
-            agreements => 1.0 / f64::from(agreements),
+            agreements => newcomers.min(1.0 / f64::from(agreements)),
         }
     }
 
@@ -61,12 +58,8 @@ impl Standing {
 
 impl Scheduler {
     /// What is known of a key that joins as `known`: what was seen here is newer.
-    pub(crate) fn standing_of(&mut self, key: &str, known: Standing) -> Standing {
-        let standings = &mut self.audits.standings;
-        if standings.len() >= STANDINGS_MAX {
-            standings.retain(|_, standing| standing.banned);
-        }
-        *standings.entry(key.to_owned()).or_insert(known)
+    pub(crate) fn standing_of(&self, key: &str, known: Standing) -> Standing {
+        self.audits.standings.get(key).copied().unwrap_or(known)
     }
 
     /// Rows of a key were verified, which is good for its standing if an audit ended with it.
@@ -114,7 +107,7 @@ impl Scheduler {
 
     /// Keeps a standing, says so, and shows it.
     fn set_standing(&mut self, key: &str, standing: Standing) {
-        self.audits.standings.insert(key.to_owned(), standing);
+        self.audits.standings.set(key, standing);
         self.actions.push_back(Action::Standing { key: key.to_owned(), standing });
         if let Some(w) = self.keys.get(key).copied().and_then(|id| self.workers.get_mut(&id)) {
             w.spec.standing = standing;
@@ -148,6 +141,7 @@ mod tests {
         assert_eq!(standing.audit_chance(1.0), 0.1);
         (0..90).for_each(|_| standing.agreed());
         assert_eq!(standing.audit_chance(1.0), 0.01);
+        assert_eq!(standing.audit_chance(0.001), 0.001, "an operator may ask for less");
         assert!(!standing.disagreed());
         assert_eq!(standing.audit_chance(1.0), 1.0);
     }

@@ -13,7 +13,8 @@ pub const BAND_WGSL: f64 = 4e-2;
 /// tiny models 0.107 (`tests/golden/engine.rs`), and three times that is allowed. It finds
 /// garbage and other weights, no more.
 pub const BAND_WGSL_CANONICAL: f64 = 0.33;
-/// Replays of one audit at most; without a verdict by then there is none.
+/// Replays of one audit that count at most, those of strangers left out where some are trusted;
+/// without a verdict by then there is none.
 pub const FINDINGS_MAX: usize = 5;
 /// Other owners that must agree with each other, where nobody trusted can replay.
 pub const PEERS_MIN: usize = 2;
@@ -120,7 +121,7 @@ pub fn judge(findings: &[Finding], bits: bool) -> Verdict {
     match position {
         Some(position) if agreeing == 0 => Verdict::Wrong { position },
         _ if agreeing >= agree && agreeing > differing.len() => Verdict::Right,
-        _ if findings.len() >= FINDINGS_MAX => Verdict::Unclear,
+        _ if judges.len() >= FINDINGS_MAX => Verdict::Unclear,
         _ => Verdict::More,
     }
 }
@@ -169,6 +170,11 @@ mod tests {
     #[test]
     fn whoever_is_trusted_outweighs_all_others() {
         check(&[(false, Some(4), 2), (false, Some(4), 2), (true, None, 1)], Verdict::Right);
+        // However many others there are, a second trusted one is still asked for.
+        let four = [(false, None, 1); 4];
+        check(&[&four[..], &[(true, Some(4), 2)]].concat(), Verdict::More);
+        let twice = [(true, Some(4), 2); 2];
+        check(&[&four[..], &twice].concat(), Verdict::Wrong { position: 4 });
     }
 
     #[test]

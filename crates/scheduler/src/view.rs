@@ -33,6 +33,12 @@ impl Scheduler {
         self.workers.get(&worker).map_or(0, |w| w.rows)
     }
 
+    /// Audits that were drawn and not carried out so far: there was no room for them, the log
+    /// had forgotten the rows, or nobody could replay them. A later draw may have made up for it.
+    pub fn audits_missed(&self) -> u64 {
+        self.audits.missed()
+    }
+
     /// The speed behind each layer of a model, weight bytes a second: every holder's rate,
     /// weighted by its chance to stay and divided among the layers that it holds.
     ///
@@ -57,6 +63,7 @@ impl Scheduler {
         assert_eq!(self.request_deadlines, deadlines, "requests without a deadline or beyond");
         let keys = self.workers.values().map(|w| (w.spec.key.clone(), w.spec.id));
         assert_eq!(self.keys, keys.collect(), "workers without a key or beyond");
+        assert!(self.audits.standings.here().eq(self.keys.keys()), "standings of others are kept");
         for (id, worker) in self.workers.iter() {
             let promised = worker.memory_used(|_| true);
             assert!(
@@ -84,6 +91,7 @@ impl Scheduler {
                 assert_eq!(pair[0].span.end, pair[1].span.first, "a route with a gap");
             }
         }
+        self.check_audits();
         let bounded = self.index.log_bytes <= self.config.log_bytes_max;
         assert!(bounded || self.config.audits.full, "logs beyond their bound");
     }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use protocol::{Frame, WorkerId, WorkerKind};
 use scheduler::audit::Settings;
-use scheduler::{Config, Holds, Note, Standing, WorkerSpec};
+use scheduler::{Config, Event, Holds, Note, RequestId, Standing, WorkerSpec};
 
 use crate::bench::{Bench, LAYERS, MIB, worker};
 
@@ -215,4 +215,175 @@ fn strangers_judge_each_other_where_nobody_trusted_can() {
     let others = (3..=6).filter(|id| *id != liar.0);
     assert!(others.into_iter().all(|id| !bench.standings.get(&key(id)).is_some_and(|s| s.banned)));
     assert_eq!(bench.dismissed.len(), 1);
+}
+
+/// Answers everything but what worker 2, who replays, is asked.
+fn answer_but_replays(bench: &mut Bench, spoil: fn(&mut Frame)) {
+    while let Some(at) = bench.steps.iter().position(|(worker, _)| *worker != WorkerId(2)) {
+        let (worker, step) = bench.steps.remove(at);
+        bench.answer_step(worker, &step, |frame| {
+            if worker == STRANGER {
+                spoil(frame);
+            }
+        });
+    }
+}
+
+#[test]
+fn what_there_was_no_room_to_audit_is_drawn_for_again() {
+    let audits = Settings { audits_max: 1, ..Settings::default() };
+    let mut bench = watched(Config { audits, ..Config::default() }, stranger());
+    bench.submit(1, prompt(), 1);
+    answer_but_replays(&mut bench, |_| {});
+    bench.submit(2, vec![3; 40], 1);
+    answer_but_replays(&mut bench, lie);
+    assert_eq!(bench.scheduler.audits_missed(), 1);
+    bench.answer_all();
+    assert_eq!(bench.standings[&key(3)].agreements, 1);
+    let session = bench.session(2);
+    bench.tell(Event::Finish { session });
+    bench.answer_all();
+    assert!(bench.standings[&key(3)].banned, "its second session was never audited");
+}
+
+#[test]
+fn an_audit_that_nobody_can_replay_keeps_no_place() {
+    let audits = Settings { audits_max: 1, ..Settings::default() };
+    let mut bench = Bench::new(Config { audits, ..Config::default() });
+    bench.join(1, 2 * MIB, true, Holds::Ends);
+    bench.join_spec(stranger());
+    let two = vec!["wgsl-f32".into()];
+    bench.join_spec(WorkerSpec {
+        bytes_per_s: [1e5; 2],
+        classes: two,
+        ..worker(4, 100 * MIB, true, Holds::Anything)
+    });
+    bench.submit(1, prompt(), 1);
+    bench.answer_all();
+    assert_eq!(bench.scheduler.audits_missed(), 1, "a GPU replays no CPU's rows");
+    // A place is free for whoever can be audited: of two strangers in the GPU's class.
+    let gpu = WorkerSpec {
+        classes: vec!["wgsl-f32".into()],
+        bytes_per_s: [1e13; 2],
+        ..worker(5, 100 * MIB, false, Holds::Anything)
+    };
+    bench.join_spec(gpu);
+    bench.submit(2, vec![3; 40], 1);
+    bench.answer_all();
+    assert_eq!(bench.standings[&key(5)].agreements, 1);
+}
+
+#[test]
+fn rows_are_counted_once_though_choices_share_them() {
+    let mut bench = watched(Config::default(), stranger());
+    bench.submit(1, prompt(), 2);
+    bench.answer_all();
+    let sessions = bench.started[&RequestId(1)].0.clone();
+    for session in sessions {
+        bench.tell(Event::Sampled { session, token: 1 });
+        bench.answer_all();
+        bench.tell(Event::Finish { session });
+        bench.answer_all();
+    }
+    let rows: u32 = bench.verified.iter().map(|v| v.2).sum();
+    assert_eq!(rows, PROMPT + 2, "{:?}", bench.verified);
+}
+
+#[test]
+fn rows_are_counted_once_though_two_audits_cover_them() {
+    let mut bench = watched(Config::default(), stranger());
+    bench.submit(1, prompt(), 1);
+    answer_but_replays(&mut bench, |_| {});
+    let session = bench.session(1);
+    for _ in PROMPT..64 {
+        bench.tell(Event::Sampled { session, token: 1 });
+        answer_but_replays(&mut bench, |_| {});
+    }
+    bench.tell(Event::Cancel { request: RequestId(1) });
+    bench.answer_all();
+    assert_eq!(bench.standings[&key(3)].agreements, 2);
+    let rows: u32 = bench.verified.iter().map(|v| v.2).sum();
+    assert_eq!(rows, 64, "{:?}", bench.verified);
+}
+
+#[test]
+fn strangers_clear_nobody_whom_a_trusted_replay_doubts() {
+    let mut bench = watched(Config::default(), stranger());
+    let accomplices = [4, 5, 6, 7].map(WorkerId);
+    for id in accomplices {
+        bench.join(id.0, 100 * MIB, false, Holds::Anything);
+    }
+    bench.submit(1, prompt(), 1);
+    let route = &bench.scheduler.view().sessions[0].route;
+    let liar = route[1].0;
+    assert!(liar != WorkerId(2));
+    let liars = [3, 4, 5, 6, 7].map(WorkerId);
+    // Until one replay has differed and the second one is asked for.
+    while !bench.notes.iter().any(|n| matches!(n, Note::Disagreed { .. })) {
+        let (worker, step) = bench.steps.remove(0);
+        bench.answer_step(worker, &step, |frame| {
+            if liars.contains(&worker) {
+                lie(frame);
+            }
+        });
+    }
+    bench.steps.retain(|(worker, _)| *worker != WorkerId(2));
+    bench.tell(Event::Leave { worker: WorkerId(2), reason: "gone".into() });
+    for _ in 0..6 {
+        bench.pass(Duration::from_secs(1));
+        answer_all(&mut bench, &liars, lie);
+    }
+    let slow = WorkerSpec { bytes_per_s: [1e5; 2], ..worker(8, 100 * MIB, true, Holds::Anything) };
+    bench.join_spec(slow);
+    bench.pass(Duration::from_secs(1));
+    answer_all(&mut bench, &liars, lie);
+    assert!(bench.standings[&key(liar.0)].banned, "{:?}", bench.standings);
+}
+
+#[test]
+fn a_finished_session_is_not_kept_for_what_is_wrong() {
+    let gpu = WorkerSpec {
+        kind: WorkerKind::Browser,
+        classes: vec!["wgsl-f32".into()],
+        bytes_per_s: [1e10; 2],
+        ..stranger()
+    };
+    let mut bench = watched(Config::default(), gpu);
+    bench.submit(1, prompt(), 1);
+    answer_but_replays(&mut bench, lie_grossly);
+    let session = bench.session(1);
+    bench.tell(Event::Finish { session });
+    assert_eq!(bench.scheduler.view().cached_sessions, 1);
+    bench.answer_all();
+    assert_eq!(bench.standings[&key(3)].disagreements, 1);
+    assert_eq!(bench.scheduler.view().cached_sessions, 0);
+    bench.scheduler.check_invariants();
+}
+
+#[test]
+fn fresh_keys_wash_nobody_clean() {
+    let standing = Standing { disagreements: 2, ..Standing::default() };
+    let gpu = WorkerSpec {
+        classes: vec!["wgsl-f32".into()],
+        bytes_per_s: [1e10; 2],
+        standing,
+        ..stranger()
+    };
+    let mut bench = watched(Config::default(), gpu);
+    for id in 1_000..101_000 {
+        bench.tell(Event::Join(worker(id, MIB, false, Holds::Anything)));
+        bench.tell(Event::Leave { worker: WorkerId(id), reason: "gone".into() });
+    }
+    bench.submit(1, prompt(), 1);
+    while !bench.steps.is_empty() {
+        let first = !bench.standings.contains_key(&key(3));
+        let (worker, step) = bench.steps.remove(0);
+        bench.answer_step(worker, &step, |frame| {
+            if worker == STRANGER && first {
+                lie_grossly(frame);
+            }
+        });
+    }
+    assert_eq!(bench.standings[&key(3)].disagreements, 3);
+    assert!(bench.standings[&key(3)].banned);
 }
