@@ -109,7 +109,6 @@ fn worker(view: WorkerView) -> FleetWorker {
 
 fn record(record: Record) -> FleetRecord {
     FleetRecord {
-        key: record.key,
         first_seen_s: record.first_seen_s,
         present_s: record.present_ms / 1000,
         rows: record.rows,

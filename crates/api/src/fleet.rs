@@ -108,11 +108,10 @@ pub struct FleetWorker {
     pub record: Option<FleetRecord>,
 }
 
-/// What is kept of a worker from all its visits. It is on disk before it is shown.
+/// What is kept of a worker from all its visits. It is on disk before it is shown. The key that
+/// it is kept under is not: everyone can read this.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetRecord {
-    /// Its public key, hex: who it is, whatever it is called.
-    pub key: String,
     /// Its first join, seconds since 1970.
     pub first_seen_s: u64,
     /// How long it was here, seconds.
