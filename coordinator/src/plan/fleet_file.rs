@@ -22,6 +22,10 @@ const HOP_MS: f64 = 1.0;
 const HOP_MS_MAX: f64 = 60_000.0;
 /// Rates at most, whatever their unit.
 const RATE_MAX: f64 = 1e15;
+/// Rates at least, in weight bytes per second: with less no step of a model would ever end.
+const RATE_MIN: f64 = 1e3;
+/// The same, in layers × tokens per second.
+const LAYER_RATE_MIN: f64 = 1e-3;
 
 /// What `coordinator plan --example` prints.
 pub const EXAMPLE: &str = include_str!("example.yaml");
@@ -121,13 +125,16 @@ impl<'de> Deserialize<'de> for Rate {
                         .into());
                 }
             };
-            let (low, high) = match rate {
-                Rate::BytesPerS([one, eight]) => (one.min(eight), one.max(eight)),
-                Rate::LayerTokensPerS(rate) => (rate, rate),
+            let (numbers, least, unit) = match rate {
+                Rate::BytesPerS(rates) => (rates, RATE_MIN, "bytes/s"),
+                Rate::LayerTokensPerS(rate) => ([rate; 2], LAYER_RATE_MIN, "layer tokens/s"),
             };
-            match low > 0.0 && high <= RATE_MAX {
-                true => Ok(rate),
-                false => Err(format!("rate: {low} is not above 0 and at most {RATE_MAX}")),
+            // What is not a number is in no range.
+            match numbers.into_iter().find(|number| !(least..=RATE_MAX).contains(number)) {
+                None => Ok(rate),
+                Some(number) => {
+                    Err(format!("rate: {number} {unit} is not within {least} to {RATE_MAX:e}"))
+                }
             }
         })
     }
@@ -296,6 +303,16 @@ mod tests {
             (worker("    step_credits: 1000"), "step_credits", 5),
             (worker("  - name: b\n    memory_mib: 1\n    rate: {}"), "rate", 7),
             (worker("  - name: b\n    memory_mib: 1\n    rate: {gb_per_s: 0}"), "rate", 7),
+            (worker("  - name: b\n    memory_mib: 1\n    rate: {gb_per_s: [.nan, 5]}"), "NaN", 7),
+            (worker("  - name: b\n    memory_mib: 1\n    rate: {gb_per_s: [5, .nan]}"), "NaN", 7),
+            (worker("  - name: b\n    memory_mib: 1\n    rate: {gb_per_s: .inf}"), "inf", 7),
+            (worker("  - name: b\n    memory_mib: 1\n    rate: {bytes_per_s: 1e-12}"), "1000", 7),
+            (
+                worker("  - name: b\n    memory_mib: 1\n    rate: {layer_tokens_per_s: 0}"),
+                "rate",
+                7,
+            ),
+            (worker("    hop_ms: .nan"), "hop_ms", 5),
             (worker("  - name: b\n    memory_mib: 0\n    rate: {gb_per_s: 1}"), "memory_mib", 6),
             (worker("  - name: b\n    rate: {gb_per_s: 1}"), "memory_mib", 5),
         ] {
@@ -315,7 +332,7 @@ mod tests {
         let rate = |text: &str| serde_yaml_ng::from_str::<Rate>(text).unwrap();
         assert_eq!(rate("gb_per_s: 2"), Rate::BytesPerS([2e9, 2e9]));
         assert_eq!(rate("gb_per_s: [2, 5.5]"), Rate::BytesPerS([2e9, 5.5e9]));
-        assert_eq!(rate("bytes_per_s: [7, 8]"), Rate::BytesPerS([7.0, 8.0]));
+        assert_eq!(rate("bytes_per_s: [7000, 8000]"), Rate::BytesPerS([7e3, 8e3]));
         assert_eq!(rate("layer_tokens_per_s: 30").bytes_per_s(1000.0), [30_000.0; 2]);
     }
 }

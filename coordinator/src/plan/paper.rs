@@ -174,7 +174,9 @@ impl Paper {
         tokens: u32,
         mut during: impl FnMut(&FleetView),
     ) -> Result<Rate, String> {
-        let prompt = prompt.min(self.model.context.saturating_sub(ANSWER_MIN)).max(1);
+        // The first token is not counted: it ends the prompt.
+        let answer = tokens.max(ANSWER_MIN) + 1;
+        let prompt = prompt.min(self.model.context.saturating_sub(answer)).max(1);
         let began = self.now;
         (self.tokens, self.counted, self.counting) = (BTreeMap::new(), 0, None);
         (self.wanted, self.refused) = (sessions as usize, None);
@@ -214,8 +216,12 @@ impl Paper {
             return Err(format!("only {running} of {sessions} sessions run at once"));
         };
         let seconds = ended.since(started).as_secs_f64();
-        if counted == 0 || seconds <= 0.0 {
-            return Err("no tokens came".into());
+        if counted < enough || seconds <= 0.0 {
+            let context = self.model.context;
+            return Err(format!(
+                "only {counted} of {enough} tokens came before the sessions were full (a context \
+                 of {context}) or it took too long: try a shorter --prompt or less --tokens"
+            ));
         }
         Ok(Rate {
             tokens_per_s: counted as f64 / seconds,

@@ -30,9 +30,11 @@ fn model() -> ModelSpec {
 }
 
 fn predicted(fleet: &str, sessions: &[u32]) -> Prediction {
-    let fleet = FleetFile::parse(fleet).unwrap();
-    let load = Load { sessions: sessions.to_vec(), prompt: 16, tokens: 64 };
-    predict(&model(), &fleet, &load)
+    predicted_with(fleet, Load { sessions: sessions.to_vec(), prompt: 16, tokens: 64 })
+}
+
+fn predicted_with(fleet: &str, load: Load) -> Prediction {
+    predict(&model(), &FleetFile::parse(fleet).unwrap(), &load)
 }
 
 #[test]
@@ -87,6 +89,35 @@ fn what_does_not_fit_says_what_is_short() {
     assert!(prediction.table().contains("does not fit"), "{}", prediction.table());
     let untrusted = predicted("workers: [{name: a, memory_mib: 999, rate: {gb_per_s: 1}}]", &[1]);
     assert!(!untrusted.fits, "nobody may hold the ends");
+}
+
+#[test]
+fn prompts_near_the_context_leave_room_for_what_is_measured() {
+    let fleet = "workers: [{name: a, memory_mib: 1000, rate: {gb_per_s: 1}, hop_ms: 5, \
+                 trusted: true}]";
+    let seconds = (LAYERS * LAYER_BYTES + HEAD_BYTES) as f64 / 1e9 + 0.005;
+    for (prompt, tokens) in [(16, 64), (2048, 64), (100_000, 64), (2040, 1), (16, 2000)] {
+        let prediction = predicted_with(fleet, Load { sessions: vec![1], prompt, tokens });
+        let rate = prediction.rates[0].tokens_per_s.unwrap();
+        assert!((rate * seconds - 1.0).abs() < 0.01, "{prompt}, {tokens}: {rate}");
+    }
+    // No rate is better than one of sessions that were full before they were measured.
+    let full = predicted_with(fleet, Load { sessions: vec![1], prompt: 16, tokens: 5000 });
+    assert_eq!(full.rates[0].tokens_per_s, None);
+    let problem = full.rates[0].problem.as_deref().unwrap();
+    assert!(problem.contains("of 5000 tokens"), "{problem}");
+}
+
+#[test]
+fn the_slowest_and_the_fastest_rates_are_planned_without_a_panic() {
+    for rate in ["bytes_per_s: 1000", "layer_tokens_per_s: 0.001", "bytes_per_s: 1.0e15"] {
+        let fleet =
+            format!("workers: [{{name: a, memory_mib: 1000, rate: {{{rate}}}, trusted: true}}]");
+        let prediction = predicted(&fleet, &[1, 4]);
+        assert_eq!(prediction.rates.len(), 2, "{rate}: {}", prediction.table());
+        let known = |rate: &Predicted| rate.tokens_per_s.is_some() != rate.problem.is_some();
+        assert!(prediction.rates.iter().all(known), "{rate}: {}", prediction.table());
+    }
 }
 
 #[test]
