@@ -68,12 +68,23 @@ impl Cache {
             Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(None),
             Err(error) => return Err(io(error)),
         };
-        let bytes = Kept::open(&file, keep).map_err(io)?;
+        let damaged = |how: &dyn std::fmt::Display| {
+            tracing::warn!("{how}; it is fetched again");
+            fs::remove_file(&path).map_err(io).map(|()| None)
+        };
+        // Before memory is set aside for it: a damaged file may have any length.
+        let got = file.metadata().map_err(io)?.len();
+        if got != blob.bytes {
+            return damaged(&format!("{} has {got} bytes of {}", path.display(), blob.bytes));
+        }
+        let bytes = match Kept::open(&file, keep) {
+            Ok(bytes) => bytes,
+            Err(error) if error.kind() == io::ErrorKind::OutOfMemory => return Err(io(error)),
+            Err(error) => return damaged(&format!("{} is not read: {error}", path.display())),
+        };
         let from = || path.display().to_string();
         if let Err(error) = self.verified.check(blob, bytes.as_ref(), progress, from) {
-            tracing::warn!("{error}; it is fetched again");
-            fs::remove_file(&path).map_err(io)?;
-            return Ok(None);
+            return damaged(&error);
         }
         // When it was last used is only a hint for eviction.
         let _ = file.set_modified(SystemTime::now());
@@ -261,6 +272,12 @@ mod tests {
             cache.find(&short, Keep::Copied, &|_| {}).unwrap().is_none(),
             "even if it was verified before"
         );
+        // More than any machine's memory, of which nothing is written.
+        let long = keep(&cache, b"long", 10);
+        let grown = File::options().write(true).open(folder.path().join(&long.hash)).unwrap();
+        grown.set_len(1 << 41).unwrap();
+        assert!(cache.find(&long, Keep::Copied, &|_| {}).unwrap().is_none(), "it is not even read");
+        assert!(!folder.path().join(&long.hash).exists());
     }
 
     #[test]
