@@ -8,13 +8,15 @@ use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use anyhow::{Context, bail};
 
-use crate::ledger::{Invite, Ledger, Record};
+use crate::ledger::{FILE, Invite, Ledger, Record};
 use crate::store::Home;
 
 /// Characters of an invite's name at most.
 const NAME_CHARS_MAX: usize = 100;
 /// Workers that `coordinator workers` shows at most.
 const SHOWN_MAX: u32 = 1000;
+/// Characters of a key that `coordinator unban` needs at least.
+const KEY_CHARS_MIN: usize = 8;
 
 /// How long an invite may wait to be used for the first time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -44,10 +46,9 @@ impl std::str::FromStr for Expires {
     }
 }
 
-/// Where the database is, and it opened.
+/// The database of a coordinator that has run: none is made where somebody looks for one.
 async fn open(home: Option<PathBuf>) -> anyhow::Result<Ledger> {
-    let home = Home::open(home)?;
-    Ok(Ledger::open_quietly(home.root()).await?)
+    Ok(Ledger::open_existing(&Home::locate(home)?).await?)
 }
 
 /// Makes an invite and prints its token, once.
@@ -62,15 +63,20 @@ pub async fn invite(home: Option<PathBuf>, name: &str, expires: Expires) -> anyh
         Expires::Within(time) => Some(SystemTime::now() + time),
         Expires::Never => None,
     };
-    let invited = open(home).await?.invite(name, until).await?;
+    // Invites may be made before the coordinator runs for the first time.
+    let home = Home::open(home)?;
+    let invited = Ledger::open_quietly(home.root()).await?.invite(name, until).await?;
     // The token alone on its line, for programs; the rest is for people.
     println!("{}", invited.token);
     eprintln!(
         "invite {} is shown this once. On the machine that you trust with text:\n  \
          worker --coordinator ws://ADDRESS:PORT --invite {}\n\
-         It is good for one worker, the first that uses it. Take it back with: coordinator \
-         revoke {}",
-        invited.id, invited.token, invited.id
+         It is good for one worker, the first that uses it, of the coordinator that keeps {}\n\
+         Take it back with: coordinator revoke {}",
+        invited.id,
+        invited.token,
+        home.root().join(FILE).display(),
+        invited.id
     );
     Ok(())
 }
@@ -102,16 +108,20 @@ pub async fn revoke(home: Option<PathBuf>, id: i64) -> anyhow::Result<()> {
 /// # Errors
 /// The database cannot be used.
 pub async fn workers(home: Option<PathBuf>) -> anyhow::Result<()> {
-    let records = open(home).await?.records(SHOWN_MAX).await?;
-    print!("{}", workers_table(&records, now_s()));
+    let ledger = open(home).await?;
+    let (records, all) = (ledger.records(SHOWN_MAX).await?, ledger.records_count().await?);
+    print!("{}", workers_table(&records, all, now_s()));
     Ok(())
 }
 
 /// Lets a banned key in again.
 ///
 /// # Errors
-/// The database cannot be used, or the key is not banned.
+/// The database cannot be used, or the key is not banned, or not told from others.
 pub async fn unban(home: Option<PathBuf>, key: &str) -> anyhow::Result<()> {
+    if key.len() < KEY_CHARS_MIN {
+        bail!("KEY: at least the first {KEY_CHARS_MIN} characters are needed, see `workers`");
+    }
     let ledger = open(home).await?;
     let records = ledger.records(u32::MAX).await?;
     let banned = |record: &&Record| record.ban.is_some() && record.key.starts_with(key);
@@ -122,7 +132,10 @@ pub async fn unban(home: Option<PathBuf>, key: &str) -> anyhow::Result<()> {
         _ => bail!("{} banned keys begin with `{key}`: say more of it", found.len()),
     };
     ledger.unban(&record.key).await.context("lifting the ban")?;
-    println!("{} ({}) may come back", record.key, record.name);
+    println!(
+        "{} ({}) may come back: start it again; a coordinator that runs lets it in within seconds",
+        record.key, record.name
+    );
     Ok(())
 }
 
@@ -140,7 +153,8 @@ fn invites_table(invites: &[Invite], now_s: u64) -> String {
     table
 }
 
-fn workers_table(records: &[Record], now_s: u64) -> String {
+/// The table of `records`, of `all` that there are.
+fn workers_table(records: &[Record], all: u64, now_s: u64) -> String {
     if records.is_empty() {
         return "no worker was here yet\n".into();
     }
@@ -163,6 +177,10 @@ fn workers_table(records: &[Record], now_s: u64) -> String {
             let _ = write!(table, "  BANNED {}: {}", ago(now_s, ban.since_s), ban.because);
         }
         table.push('\n');
+    }
+    let more = all.saturating_sub(records.len() as u64);
+    if more > 0 {
+        let _ = writeln!(table, "… and {more} more, with less credit");
     }
     table
 }
@@ -200,6 +218,27 @@ mod tests {
         for wrong in ["", "d", "30", "0d", "-1d", "1w", "1.5h", "99999999999999999999d", "ü"] {
             assert!(wrong.parse::<Expires>().is_err(), "{wrong}");
         }
+    }
+
+    #[test]
+    fn a_table_that_is_cut_says_so() {
+        let record = Record {
+            key: "cd".repeat(32),
+            name: "shed".into(),
+            kind: protocol::WorkerKind::Native,
+            first_seen_s: 0,
+            last_seen_s: 900,
+            present_ms: 5000,
+            rows: 7,
+            credit: 3,
+            agreements: 0,
+            disagreements: 0,
+            ban: None,
+        };
+        let all = workers_table(std::slice::from_ref(&record), 1, 1000);
+        assert!(all.contains("shed") && !all.contains("more"), "{all}");
+        let cut = workers_table(&[record], 5, 1000);
+        assert!(cut.ends_with("… and 4 more, with less credit\n"), "{cut}");
     }
 
     #[test]

@@ -94,6 +94,20 @@ pub struct HomeArgs {
     /// data folder]
     #[arg(long, env = "WEFT_HOME", value_name = "DIR")]
     pub home: Option<PathBuf>,
+    /// A YAML file as of `coordinator serve`, of which only `home` counts here
+    #[arg(long, env = "WEFT_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+impl HomeArgs {
+    /// The folder that is named, if one is.
+    ///
+    /// # Errors
+    /// The YAML file cannot be read.
+    pub fn folder(self) -> anyhow::Result<Option<PathBuf>> {
+        let file = self.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
+        Ok(self.home.or(file.home))
+    }
 }
 
 /// `coordinator invite`.
@@ -151,12 +165,9 @@ pub struct PullArgs {
     /// NAME of the catalogue, PATH of a .gguf file, or hf:owner/repo/file.gguf
     #[arg(value_name = "NAME|PATH|hf:owner/repo/file.gguf", long_help = pull_help())]
     pub model: String,
-    /// A YAML file as of `coordinator serve`, of which only `home` counts here
-    #[arg(long, env = "WEFT_CONFIG", value_name = "FILE")]
-    pub config: Option<PathBuf>,
-    /// Where models are kept [default: `weft` in the platform's data folder]
-    #[arg(long, env = "WEFT_HOME", value_name = "DIR")]
-    pub home: Option<PathBuf>,
+    /// Where models are kept.
+    #[command(flatten)]
+    pub home: HomeArgs,
 }
 
 fn pull_help() -> String {

@@ -39,11 +39,13 @@ fn main() -> ExitCode {
             Command::Serve(args) => serve(*args).await,
             Command::Pull(args) => pull(args).await,
             Command::Plan(args) => plan(args).await,
-            Command::Invite(args) => admin::invite(args.home.home, &args.name, args.expires).await,
-            Command::Invites(args) => admin::invites(args.home).await,
-            Command::Revoke(args) => admin::revoke(args.home.home, args.id).await,
-            Command::Workers(args) => admin::workers(args.home).await,
-            Command::Unban(args) => admin::unban(args.home.home, &args.key).await,
+            Command::Invite(args) => {
+                admin::invite(args.home.folder()?, &args.name, args.expires).await
+            }
+            Command::Invites(args) => admin::invites(args.folder()?).await,
+            Command::Revoke(args) => admin::revoke(args.home.folder()?, args.id).await,
+            Command::Workers(args) => admin::workers(args.folder()?).await,
+            Command::Unban(args) => admin::unban(args.home.folder()?, &args.key).await,
         }
     });
     // A conversion that runs on is safe to cut: it leaves nothing that is not whole.
@@ -68,8 +70,7 @@ async fn serve(args: ServeArgs) -> anyhow::Result<()> {
 }
 
 async fn pull(args: PullArgs) -> anyhow::Result<()> {
-    let file = args.config.as_deref().map(Settings::read).transpose()?.unwrap_or_default();
-    let home = Home::open(args.home.or(file.home))?;
+    let home = Home::open(args.home.folder()?)?;
     let wanted = Wanted::parse(&args.model, &home)?;
     let path = pull::fetch(&home, &Hub::from_env(), &wanted, true).await?;
     let model = serve::prepare(&home, &path, &wanted.name(), &[CANONICAL_1.to_owned()]).await?;
@@ -93,7 +94,7 @@ async fn plan(args: PlanArgs) -> anyhow::Result<()> {
     let fleet = FleetFile::read(&args.fleet.unwrap_or_default())?;
     let settings = Settings { classes: args.classes, ..Settings::default() };
     let classes = settings.resolve()?.classes;
-    let home = Home::open(args.home.home)?;
+    let home = Home::open(args.home.folder()?)?;
     let wanted = Wanted::parse(&args.model, &home)?;
     let path = pull::fetch(&home, &Hub::from_env(), &wanted, false).await?;
     let model = serve::prepare(&home, &path, &wanted.name(), &classes).await?;

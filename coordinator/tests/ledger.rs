@@ -2,7 +2,7 @@
 
 use std::time::{Duration, Instant, SystemTime};
 
-use coordinator::ledger::{FILE, InviteError, Joining, Ledger, Record, VISITS_MAX};
+use coordinator::ledger::{FILE, InviteError, Joining, Ledger, LedgerError, Record, VISITS_MAX};
 use protocol::{WorkerId, WorkerKind};
 use sqlx::sqlite::SqliteConnectOptions;
 use sqlx::{Connection, Row, SqliteConnection};
@@ -24,6 +24,12 @@ fn joining(number: u64) -> Joining {
 async fn raw(folder: &tempfile::TempDir) -> SqliteConnection {
     let options = SqliteConnectOptions::new().filename(folder.path().join(FILE));
     SqliteConnection::connect_with(&options).await.unwrap()
+}
+
+/// Kind and seconds of the visits that have ended.
+async fn ended_visits(folder: &tempfile::TempDir) -> Vec<(String, i64)> {
+    let visits = "SELECT kind, left_s - joined_s FROM visits WHERE left_s IS NOT NULL";
+    sqlx::query_as(visits).fetch_all(&mut raw(folder).await).await.unwrap()
 }
 
 async fn record(ledger: &Ledger, number: u64) -> Record {
@@ -52,8 +58,8 @@ async fn what_was_flushed_is_there_after_the_program_is_gone() {
     assert_eq!((kept.agreements, kept.disagreements), (3, 1));
     assert_eq!((kept.name.as_str(), kept.kind, &kept.ban), ("w1", WorkerKind::Native, &None));
     assert_eq!(again.record(&key(2)).await.unwrap(), None, "who never joined is not kept");
-    let stays = again.stays(10).await.unwrap();
-    assert_eq!(stays.len(), 1, "the open visit was ended: {stays:?}");
+    let ended = ended_visits(&folder).await;
+    assert_eq!(ended.len(), 1, "the open visit was ended: {ended:?}");
 
     // The same worker again: its figures go on.
     let _here = again.joined(joining(1), Some(kept)).unwrap();
@@ -63,7 +69,7 @@ async fn what_was_flushed_is_there_after_the_program_is_gone() {
     again.close().await;
     let third = Ledger::open(folder.path()).await.unwrap();
     assert_eq!(record(&third, 1).await.rows, 12, "what comes after the leave does not count");
-    assert_eq!(third.stays(10).await.unwrap().len(), 2);
+    assert_eq!(ended_visits(&folder).await.len(), 2);
     assert_eq!(third.standing(WorkerId(1)), None, "it is not here");
 }
 
@@ -121,11 +127,84 @@ async fn a_ban_outlives_the_worker_and_can_be_lifted() {
     let ban = record(&ledger, 1).await.ban.expect("it is banned");
     assert_eq!(ban.because, "its answers were not what an audit found");
     ledger.close().await;
-    // As `coordinator unban` does, beside whoever runs.
-    let aside = Ledger::open_quietly(folder.path()).await.unwrap();
+    let aside = Ledger::open_existing(folder.path()).await.unwrap();
     assert!(aside.unban(&key(1)).await.unwrap());
     assert!(!aside.unban(&key(1)).await.unwrap(), "it is not banned any more");
     assert_eq!(record(&aside, 1).await.ban, None);
+}
+
+#[tokio::test]
+async fn a_coordinator_that_runs_hears_of_a_lifted_ban() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(folder.path()).await.unwrap();
+    for number in [1, 2] {
+        let _here = ledger.joined(joining(number), None).unwrap();
+        ledger.left(WorkerId(number), "gone");
+        ledger.banned(&key(number), Some("it lied"));
+    }
+    ledger.flush().await.unwrap();
+    let aside = Ledger::open_existing(folder.path()).await.unwrap();
+    for _again in 0..2 {
+        assert!(aside.unban(&key(2)).await.unwrap());
+        assert_eq!(ledger.lifted().await, [key(2)], "nobody is here, and it is told all the same");
+        assert_eq!(record(&ledger, 2).await.ban, None);
+        ledger.banned(&key(2), Some("it lied again"));
+        assert_eq!(record(&ledger, 2).await.ban.unwrap().because, "it lied again");
+    }
+    assert!(record(&ledger, 1).await.ban.is_some());
+    // Whoever is banned is listed, however many have more credit.
+    let _here = ledger.joined(joining(3), None).unwrap();
+    ledger.verified(&key(3), 1_000_000);
+    ledger.flush().await.unwrap();
+    let listed: Vec<String> = ledger.records(3).await.unwrap().into_iter().map(|r| r.key).collect();
+    assert_eq!(listed.last(), Some(&key(3)), "{listed:?}");
+    assert_eq!((listed.len(), ledger.records_count().await.unwrap()), (3, 3));
+}
+
+#[tokio::test]
+async fn nobody_waits_for_ever_for_a_database_that_takes_nothing() {
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(folder.path()).await.unwrap();
+    let _here = ledger.joined(joining(1), None).unwrap();
+    ledger.flush().await.unwrap();
+    let mut other = raw(&folder).await;
+    let lock = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    ledger.banned(&key(1), Some("it lied"));
+    // From here on waiting takes no time.
+    tokio::time::pause();
+    for _whether_it_is_pending_or_being_written in 0..2 {
+        let refused = ledger.record(&key(1)).await;
+        assert!(matches!(refused, Err(LedgerError::Stuck)), "{refused:?}");
+    }
+    assert!(matches!(ledger.flush().await, Err(LedgerError::Stuck)));
+    tokio::time::resume();
+    lock.rollback().await.unwrap();
+    let healed = record(&ledger, 1).await;
+    assert_eq!(healed.ban.expect("it was not lost").because, "it lied");
+
+    let lock = other.begin_with("BEGIN IMMEDIATE").await.unwrap();
+    tokio::time::pause();
+    ledger.close().await;
+    drop(lock);
+}
+
+#[cfg(unix)]
+#[tokio::test]
+async fn its_files_are_for_their_owner_only() {
+    use std::os::unix::fs::PermissionsExt;
+    let folder = tempfile::tempdir().unwrap();
+    let ledger = Ledger::open(folder.path()).await.unwrap();
+    let _here = ledger.joined(joining(1), None).unwrap();
+    ledger.flush().await.unwrap();
+    let mut seen = Vec::new();
+    for file in std::fs::read_dir(folder.path()).unwrap() {
+        let file = file.unwrap();
+        let mode = file.metadata().unwrap().permissions().mode() & 0o777;
+        assert_eq!(mode, 0o600, "{:?}", file.path());
+        seen.push(file.file_name().into_string().unwrap());
+    }
+    seen.sort();
+    assert_eq!(seen, [FILE.to_owned(), format!("{FILE}-shm"), format!("{FILE}-wal")]);
 }
 
 #[tokio::test]
@@ -175,12 +254,11 @@ async fn the_history_of_visits_is_bounded() {
         );
         adding.bind(id).execute(&mut aside).await.unwrap();
     }
-    assert_eq!(ledger.stays(9).await.unwrap().len(), 3);
+    assert_eq!(ended_visits(&folder).await.len(), 3);
     let _here = ledger.joined(joining(1), None).unwrap();
     ledger.flush().await.unwrap();
-    let stays = ledger.stays(9).await.unwrap();
-    assert_eq!(stays.len(), 1, "those from {VISITS_MAX} visits ago are gone");
-    assert_eq!((stays[0].kind, stays[0].stayed_s), (WorkerKind::Browser, 4));
+    let ended = ended_visits(&folder).await;
+    assert_eq!(ended, [("browser".into(), 4)], "those from {VISITS_MAX} visits ago are gone");
 }
 
 #[tokio::test]

@@ -65,3 +65,31 @@ fn a_model_that_cannot_be_run_is_refused() {
         complaint(coordinator().args(["pull", "no-such-model", "--home"]).arg(folder.path()));
     assert!(said.contains("no-such-model") && said.contains("smollm2-135m"), "{said}");
 }
+
+#[test]
+fn an_operator_finds_the_database_that_serve_was_told_of_and_makes_no_other() {
+    let folder = tempfile::tempdir().unwrap();
+    let home = folder.path().join("home");
+    let file = folder.path().join("weft.yaml");
+    std::fs::write(&file, format!("home: {}\n", home.display())).unwrap();
+    let admin = |arguments: &[&str]| {
+        let mut command = coordinator();
+        command.args(arguments).arg("--config").arg(&file);
+        command
+    };
+    for arguments in
+        [&["workers"][..], &["invites"], &["revoke", "1"], &["unban", "0123456789abcdef"]]
+    {
+        let said = complaint(&mut admin(arguments));
+        assert!(said.contains("there is no database") && said.contains("fleet.db"), "{said}");
+    }
+    assert!(!home.exists(), "who looks for a database makes none");
+    let invited = admin(&["invite"]).output().unwrap();
+    let said = String::from_utf8(invited.stderr).unwrap();
+    let database = home.join("fleet.db");
+    assert!(invited.status.success() && said.contains(&*database.to_string_lossy()), "{said}");
+    let listed = admin(&["invites"]).output().unwrap();
+    assert!(String::from_utf8(listed.stdout).unwrap().contains("open"));
+    let short = complaint(&mut admin(&["unban", ""]));
+    assert!(short.contains("first 8 characters"), "{short}");
+}

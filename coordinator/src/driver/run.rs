@@ -104,6 +104,12 @@ impl Driver {
                     Some(input) => self.input(input),
                     None => return,
                 },
+                keys = lifted(self.ledger.as_ref()) => {
+                    for key in keys {
+                        tracing::info!(key, "a ban was lifted");
+                        self.handle(Event::Unban { key });
+                    }
+                }
                 () = &mut timer => self.handle(Event::Tick),
             }
         }
@@ -290,6 +296,14 @@ impl Driver {
                 self.due.push_back(Event::Cancel { request });
             }
         }
+    }
+}
+
+/// Keys whose bans an operator has lifted.
+async fn lifted(ledger: Option<&Ledger>) -> Vec<String> {
+    match ledger {
+        Some(ledger) => ledger.lifted().await,
+        None => std::future::pending().await,
     }
 }
 

@@ -12,7 +12,7 @@ mod pending;
 mod workers;
 mod writer;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
@@ -22,13 +22,14 @@ use sqlx::migrate::{Migration, MigrationType, Migrator};
 use sqlx::sqlite::{SqliteConnectOptions, SqliteJournalMode, SqlitePoolOptions, SqliteSynchronous};
 use sqlx::{SqlSafeStr, SqlitePool};
 use tokio::sync::{Notify, watch};
+use tokio::time::timeout;
 use tokio_util::sync::CancellationToken;
 
 pub use self::invites::{INVITES_MAX, Invite, InviteError, Invited};
 pub use self::pending::PENDING_KEYS_MAX;
 use self::pending::{Delta, Leaving, Pending, Visit};
 pub(crate) use self::workers::kind_name;
-pub use self::workers::{Ban, RECORDS_MAX, Record, Stay, VISITS_MAX};
+pub use self::workers::{Ban, RECORDS_MAX, Record, VISITS_MAX};
 
 /// The database's file in the home folder.
 pub const FILE: &str = "fleet.db";
@@ -36,6 +37,11 @@ pub const FILE: &str = "fleet.db";
 const CONNECTIONS_MAX: u32 = 4;
 /// How long a statement waits while another program, such as `coordinator invite`, writes.
 const BUSY_WITHIN: Duration = Duration::from_secs(10);
+/// How long anyone waits for what is pending to be written, and for the file to be closed.
+pub const WRITTEN_WITHIN: Duration = Duration::from_secs(5);
+/// Keys whose ban was written since the start, of which the writer looks whether an operator
+/// lifted it; a ban beyond them is lifted by a restart.
+pub const BANS_WATCHED_MAX: usize = 1000;
 
 /// What went wrong with the database.
 #[derive(Debug, thiserror::Error)]
@@ -51,6 +57,21 @@ pub enum LedgerError {
         /// What SQLite said.
         error: sqlx::Error,
     },
+    /// There is none.
+    #[error(
+        "there is no database {path}: no coordinator has run with this home folder; name another \
+         one with --home, or with --config the file that `coordinator serve` was given"
+    )]
+    Missing {
+        /// Where.
+        path: PathBuf,
+    },
+    /// What is pending was not written in time.
+    #[error(
+        "the coordinator's database {FILE} has taken nothing for {} s: is the disk full, or does \
+         another program hold it?", WRITTEN_WITHIN.as_secs()
+    )]
+    Stuck,
     /// A statement failed.
     #[error("the coordinator's database: {0}")]
     Sql(#[from] sqlx::Error),
@@ -71,8 +92,10 @@ struct Shared {
     state: Mutex<State>,
     /// Something is to be written.
     work: Notify,
-    /// Batches that were written, and whether the last one was.
+    /// The number of the last batch that was written.
     written: watch::Sender<u64>,
+    /// There are lifted bans to tell of.
+    lifted: Notify,
     closing: CancellationToken,
 }
 
@@ -81,8 +104,14 @@ struct State {
     pending: Pending,
     /// Workers that are connected.
     here: BTreeMap<WorkerId, Here>,
-    /// The number of the batch that takes what is pending next.
-    next_batch: u64,
+    /// What the writer has taken and not committed yet.
+    writing: Option<Arc<Pending>>,
+    /// The number of the batch that was taken last.
+    batch: u64,
+    /// Keys whose bans were committed: see [`BANS_WATCHED_MAX`].
+    watched: BTreeSet<String>,
+    /// Keys whose bans an operator has lifted, to be told of.
+    lifted: Vec<String>,
 }
 
 /// A worker that is connected.
@@ -126,7 +155,21 @@ impl Ledger {
         Ok(ledger)
     }
 
-    /// Opens it for invites and bans only, beside a coordinator that may run.
+    /// Opens the one that is there, for what an operator asks and says beside a coordinator that
+    /// may run.
+    ///
+    /// # Errors
+    /// There is none, or the file cannot be used.
+    pub async fn open_existing(folder: &Path) -> Result<Ledger, LedgerError> {
+        let path = folder.join(FILE);
+        match path.exists() {
+            true => Ledger::open_quietly(folder).await,
+            false => Err(LedgerError::Missing { path }),
+        }
+    }
+
+    /// Opens it, made if it is not there, beside a coordinator that may run: nothing is written
+    /// that is not said outright.
     ///
     /// # Errors
     /// The file cannot be used.
@@ -138,6 +181,7 @@ impl Ledger {
             state: Mutex::default(),
             work: Notify::new(),
             written: watch::Sender::new(0),
+            lifted: Notify::new(),
             closing: CancellationToken::new(),
         };
         Ok(Ledger { shared: Arc::new(shared) })
@@ -218,23 +262,40 @@ impl Ledger {
         self.shared.state().here.get(&worker).map(|here| here.record.clone())
     }
 
-    /// Waits until all that came before this call is committed.
-    ///
-    /// # Errors
-    /// The task that writes has ended.
-    pub async fn flush(&self) -> Result<(), LedgerError> {
-        let batch = self.shared.state().next_batch;
-        let mut written = self.shared.written.subscribe();
-        self.shared.work.notify_one();
-        tokio::select! {
-            done = written.wait_for(|&written| written > batch) => {
-                done.map(drop).map_err(|_| LedgerError::Sql(sqlx::Error::PoolClosed))
+    /// Waits until an operator has lifted bans; of which keys. For one waiter.
+    pub async fn lifted(&self) -> Vec<String> {
+        loop {
+            let lifted = std::mem::take(&mut self.shared.state().lifted);
+            if !lifted.is_empty() {
+                return lifted;
             }
-            () = self.shared.pool.close_event() => Err(LedgerError::Sql(sqlx::Error::PoolClosed)),
+            self.shared.lifted.notified().await;
         }
     }
 
-    /// Writes what is left and closes the file.
+    /// Waits until all that came before this call is committed, at most [`WRITTEN_WITHIN`].
+    ///
+    /// # Errors
+    /// [`LedgerError::Stuck`] (what waits is not lost), or the task that writes has ended.
+    pub async fn flush(&self) -> Result<(), LedgerError> {
+        let next = self.shared.state().batch + 1;
+        self.written(next).await
+    }
+
+    /// Waits until the batch of that number, or a later one, is committed.
+    async fn written(&self, batch: u64) -> Result<(), LedgerError> {
+        let mut written = self.shared.written.subscribe();
+        self.shared.work.notify_one();
+        let gone = || LedgerError::Sql(sqlx::Error::PoolClosed);
+        tokio::select! {
+            done = timeout(WRITTEN_WITHIN, written.wait_for(|&written| written >= batch)) => {
+                done.map_err(|_elapsed| LedgerError::Stuck)?.map(drop).map_err(|_| gone())
+            }
+            () = self.shared.pool.close_event() => Err(gone()),
+        }
+    }
+
+    /// Writes what is left and closes the file, in twice [`WRITTEN_WITHIN`] at most.
     pub async fn close(&self) {
         let workers: Vec<WorkerId> = self.shared.state().here.keys().copied().collect();
         for worker in workers {
@@ -244,7 +305,9 @@ impl Ledger {
             tracing::error!("the last changes were not written: {error}");
         }
         self.shared.closing.cancel();
-        self.shared.pool.close().await;
+        if timeout(WRITTEN_WITHIN, self.shared.pool.close()).await.is_err() {
+            tracing::error!("the database is left as it is: a statement does not end");
+        }
     }
 }
 
@@ -275,6 +338,20 @@ fn signed(number: u64) -> i64 {
 }
 
 async fn connect(path: &Path) -> Result<SqlitePool, sqlx::Error> {
+    // For its owner only, and so are the log and the index beside it, which SQLite makes with the
+    // file's own mode. An empty file is an empty database.
+    #[cfg(unix)]
+    {
+        let mut making = std::fs::File::options();
+        making.write(true).create_new(true);
+        std::os::unix::fs::OpenOptionsExt::mode(&mut making, 0o600);
+        match making.open(path) {
+            Err(error) if error.kind() != std::io::ErrorKind::AlreadyExists => {
+                return Err(sqlx::Error::Io(error));
+            }
+            Ok(_) | Err(_) => {}
+        }
+    }
     let options = SqliteConnectOptions::new()
         .filename(path)
         .create_if_missing(true)

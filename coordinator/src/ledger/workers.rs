@@ -5,6 +5,7 @@ use scheduler::Standing;
 use sqlx::sqlite::SqliteRow;
 use sqlx::{Row, SqliteConnection, SqlitePool};
 
+use super::pending::Pending;
 use super::{Ledger, LedgerError};
 
 /// Workers that are remembered; beyond them those without credit or ban go first, the ones
@@ -102,48 +103,31 @@ impl Record {
     }
 }
 
-/// A stay that has ended, or of which nothing more is known.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Stay {
-    /// Of what sort of worker.
-    pub kind: WorkerKind,
-    /// How long it was here, seconds.
-    pub stayed_s: u64,
-}
-
 impl Ledger {
-    /// What is known of the worker with this key, what waits to be written included.
+    /// What is known of the worker with this key, what waits to be written or is being written
+    /// included.
     ///
     /// # Errors
-    /// The database cannot be read.
+    /// The database cannot be read, or takes nothing while something of this key waits.
     pub async fn record(&self, key: &str) -> Result<Option<Record>, LedgerError> {
-        if self.shared.state().pending.changes.contains_key(key) {
-            self.flush().await?;
+        let batch = {
+            let state = self.shared.state();
+            let has = |pending: &Pending| pending.changes.contains_key(key);
+            match &state.writing {
+                _ if has(&state.pending) => Some(state.batch + 1),
+                Some(writing) if has(writing) => Some(state.batch),
+                _ => None,
+            }
+        };
+        if let Some(batch) = batch {
+            self.written(batch).await?;
         }
         let found = sqlx::query("SELECT * FROM workers WHERE key = ?1");
         let found = found.bind(key).fetch_optional(&self.shared.pool).await?;
         Ok(found.as_ref().map(Record::of).transpose()?)
     }
 
-    /// The last `max` stays that have ended, the newest first: how long workers stay is learned
-    /// from them.
-    ///
-    /// # Errors
-    /// The database cannot be read.
-    pub async fn stays(&self, max: u32) -> Result<Vec<Stay>, LedgerError> {
-        let found = sqlx::query(
-            "SELECT kind, left_s - joined_s AS stayed_s FROM visits WHERE left_s IS NOT NULL \
-             ORDER BY id DESC LIMIT ?1",
-        );
-        let found = found.bind(max).fetch_all(&self.shared.pool).await?;
-        let stay = |row: &SqliteRow| {
-            let kind = kind_of(row.try_get("kind")?);
-            Ok(Stay { kind, stayed_s: unsigned(row.try_get("stayed_s")?) })
-        };
-        Ok(found.iter().map(stay).collect::<Result<_, sqlx::Error>>()?)
-    }
-
-    /// Lets a banned key in again; false if it was not banned.
+    /// Lets a banned key in again, of a coordinator that runs too; false if it was not banned.
     ///
     /// # Errors
     /// The database cannot be written.
@@ -156,13 +140,23 @@ impl Ledger {
         Ok(done.rows_affected() > 0)
     }
 
-    /// Everyone who is remembered, the most credit first, at most `max`.
+    /// How many are remembered.
+    ///
+    /// # Errors
+    /// The database cannot be read.
+    pub async fn records_count(&self) -> Result<u64, LedgerError> {
+        let counting = sqlx::query_scalar("SELECT count(*) FROM workers");
+        Ok(unsigned(counting.fetch_one(&self.shared.pool).await?))
+    }
+
+    /// Who is remembered, at most `max`: the banned ones first, then the most credit.
     ///
     /// # Errors
     /// The database cannot be read.
     pub async fn records(&self, max: u32) -> Result<Vec<Record>, LedgerError> {
         let found = sqlx::query(
-            "SELECT * FROM workers ORDER BY credit DESC, rows DESC, last_seen_s DESC LIMIT ?1",
+            "SELECT * FROM workers \
+             ORDER BY banned_s IS NULL, credit DESC, rows DESC, last_seen_s DESC LIMIT ?1",
         );
         let found = found.bind(max).fetch_all(&self.shared.pool).await?;
         Ok(found.iter().map(Record::of).collect::<Result<_, _>>()?)

@@ -10,7 +10,7 @@ use tokio::time::{Instant, MissedTickBehavior, interval, sleep};
 
 use super::pending::{Change, Leaving, Pending, Visit};
 use super::workers::{VISITS_MAX, forget, kind_name};
-use super::{Record, Shared, seconds, signed};
+use super::{BANS_WATCHED_MAX, Record, Shared, seconds, signed};
 
 /// Between batches, at least.
 const BATCH_EVERY: Duration = Duration::from_millis(100);
@@ -18,7 +18,7 @@ const BATCH_EVERY: Duration = Duration::from_millis(100);
 const RETRY_EVERY: Duration = Duration::from_secs(2);
 /// Between countings of how long workers are here: what a `kill -9` takes from it.
 const PRESENT_EVERY: Duration = Duration::from_secs(10);
-/// Between looks whether an operator revoked an invite.
+/// Between looks whether an operator revoked an invite or lifted a ban.
 const LOOK_EVERY: Duration = Duration::from_secs(1);
 /// How far back such a look goes: more than a transaction takes.
 const LOOK_BACK_S: i64 = 60;
@@ -40,7 +40,8 @@ pub(super) async fn run(shared: Arc<Shared>) {
             () = closing.cancelled() => return,
             _ = present.tick() => writer.shared.count_presence(),
             _ = look.tick() => {
-                writer.shared.look().await;
+                writer.shared.look_for_revoked().await;
+                writer.shared.look_for_lifted().await;
                 continue;
             }
             () = writer.shared.work.notified() => {}
@@ -74,8 +75,10 @@ impl Writer {
     async fn write_pending(&mut self) -> bool {
         let (batch, number) = {
             let mut state = self.shared.state();
-            state.next_batch += 1;
-            (std::mem::take(&mut state.pending), state.next_batch)
+            let batch = Arc::new(std::mem::take(&mut state.pending));
+            state.batch += 1;
+            state.writing = Some(batch.clone());
+            (batch, state.batch)
         };
         let done = match batch.is_empty() {
             true => Ok(Done::default()),
@@ -101,7 +104,10 @@ impl Writer {
                     self.failing_since = Some(Instant::now());
                     tracing::error!("the database cannot be written, trying on: {error}");
                 }
-                self.shared.state().pending.put_back(batch);
+                let mut state = self.shared.state();
+                state.writing = None;
+                state.pending.put_back(Arc::unwrap_or_clone(batch));
+                drop(state);
                 self.shared.work.notify_one();
                 false
             }
@@ -155,6 +161,13 @@ impl Shared {
     /// Tells what was committed.
     fn publish(&self, records: &BTreeMap<String, Record>) {
         let mut state = self.state();
+        let state = &mut *state;
+        state.writing = None;
+        for (key, record) in records {
+            if record.ban.is_some() && state.watched.len() < BANS_WATCHED_MAX {
+                state.watched.insert(key.clone());
+            }
+        }
         for here in state.here.values_mut() {
             if let Some(record) = records.get(&here.key) {
                 here.record = record.clone();
@@ -162,8 +175,35 @@ impl Shared {
         }
     }
 
-    /// Looks what an operator has changed, and sends away whom that concerns.
-    async fn look(&self) {
+    /// Looks which bans an operator has lifted.
+    async fn look_for_lifted(&self) {
+        let watched: Vec<String> = self.state().watched.iter().cloned().collect();
+        if watched.is_empty() {
+            return;
+        }
+        // Keys are hex: nothing in them is to be escaped.
+        let list = format!("[\"{}\"]", watched.join("\",\""));
+        let looking = sqlx::query_scalar::<_, String>(
+            "SELECT workers.key FROM json_each(?1) AS watched \
+             JOIN workers ON workers.key = watched.value WHERE banned_s IS NULL",
+        );
+        match looking.bind(list).fetch_all(&self.pool).await {
+            Ok(lifted) if lifted.is_empty() => {}
+            Ok(lifted) => {
+                let mut state = self.state();
+                for key in &lifted {
+                    state.watched.remove(key);
+                }
+                state.lifted.extend(lifted);
+                drop(state);
+                self.lifted.notify_one();
+            }
+            Err(error) => tracing::warn!("the database cannot be read: {error}"),
+        }
+    }
+
+    /// Looks which invites an operator has revoked, and sends away whom that concerns.
+    async fn look_for_revoked(&self) {
         if self.state().here.is_empty() {
             return;
         }

@@ -18,11 +18,12 @@ use worker::Down;
 
 use super::handshake::{self, Refusal};
 use super::{
-    Counters, GOODBYE_WITHIN, HELLO_WITHIN, Origin, PING_EVERY, SILENCE_MAX, Shared, WORKERS_MAX,
+    Counters, GOODBYE_WITHIN, HELLO_WITHIN, KNOWN_WITHIN, Origin, PING_EVERY, SILENCE_MAX, Shared,
+    WORKERS_MAX,
 };
 use crate::blobs::Grant;
 use crate::driver::OUTBOX_MAX;
-use crate::ledger::Joining;
+use crate::ledger::{Joining, LedgerError};
 use crate::random;
 
 /// Control messages that a worker may send in one burst; ours send a few per assignment and
@@ -161,9 +162,15 @@ async fn greet(
     };
     let token_signed = handshake::verify(&hello, &nonce)?;
     let ledger = &shared.ledger;
-    let record = handshake::recall(&hello, ledger).await?;
-    let (trusted, invite) =
-        handshake::admit(&hello, token_signed, origin, &shared.trust, ledger).await?;
+    let known = async {
+        let record = handshake::recall(&hello, ledger).await?;
+        let admitted = handshake::admit(&hello, token_signed, origin, &shared.trust, ledger);
+        Ok::<_, Refusal>((record, admitted.await?))
+    };
+    // A stranger's place is not held for a database that answers nothing.
+    let known = timeout(KNOWN_WITHIN, known).await;
+    let (record, (trusted, invite)) =
+        known.unwrap_or_else(|_elapsed| Err(handshake::unreadable(&LedgerError::Stuck)))?;
     let room = shared.workers.clone().try_acquire_owned().map_err(|_| Refusal {
         reason: format!("{WORKERS_MAX} workers are connected, no more are taken: come back later"),
         retry: true,

@@ -38,6 +38,8 @@ pub const WORKERS_MAX: usize = 4096;
 pub const STRANGERS_MAX: usize = 256;
 /// How long a peer may take over its hello.
 pub const HELLO_WITHIN: Duration = Duration::from_secs(10);
+/// How long looking a peer up in the database may take.
+pub const KNOWN_WITHIN: Duration = Duration::from_secs(8);
 /// Between pings, which measure the round trip.
 pub const PING_EVERY: Duration = Duration::from_secs(3);
 /// A worker that sends nothing for this long, not even a pong, is gone.
@@ -140,7 +142,8 @@ impl Origin {
     /// What workers that are lost together have in common: their address. It is not known of
     /// those that come through a proxy or tunnel on this machine.
     fn machine(self) -> String {
-        let ip = self.address.ip();
+        // One machine is one address, also where the listener speaks IPv6 and the peer IPv4.
+        let ip = self.address.ip().to_canonical();
         if ip.is_loopback() && !self.direct { String::new() } else { ip.to_string() }
     }
 }
@@ -241,6 +244,21 @@ mod tests {
         check(&[("origin", "http://weft.example:8080")], false);
         let proxied = ("x-forwarded-host", "weft.example");
         check(&[("host", "127.0.0.1:8080"), proxied, ("origin", "https://weft.example")], true);
+    }
+
+    #[test]
+    fn one_machine_has_one_name_whichever_way_it_comes() {
+        for (address, direct, expected) in [
+            ("192.0.2.1:9", false, "192.0.2.1"),
+            ("[::ffff:192.0.2.1]:9", false, "192.0.2.1"),
+            ("[2001:db8::1]:9", false, "2001:db8::1"),
+            ("127.0.0.1:9", false, ""),
+            ("[::ffff:127.0.0.1]:9", false, ""),
+            ("[::ffff:127.0.0.1]:9", true, "127.0.0.1"),
+        ] {
+            let origin = Origin { address: address.parse().unwrap(), direct };
+            assert_eq!(origin.machine(), expected, "{address}");
+        }
     }
 
     #[test]

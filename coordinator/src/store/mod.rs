@@ -118,18 +118,25 @@ impl Home {
     /// # Errors
     /// [`StoreError::NoHome`], or the folders cannot be made.
     pub fn open(root: Option<PathBuf>) -> Result<Home, StoreError> {
-        let root = match root {
-            Some(root) => root,
-            None => {
-                let base = etcetera::choose_base_strategy().map_err(|_| StoreError::NoHome)?;
-                base.data_dir().join("weft")
-            }
-        };
-        let home = Home { root };
+        let home = Home { root: Home::locate(root)? };
         for folder in [home.models(), home.blobs(), home.manifests(), home.partial()] {
             fs::create_dir_all(&folder).map_err(StoreError::io("cannot make", &folder))?;
         }
         Ok(home)
+    }
+
+    /// Where the folder is or would be; nothing is made.
+    ///
+    /// # Errors
+    /// [`StoreError::NoHome`].
+    pub fn locate(root: Option<PathBuf>) -> Result<PathBuf, StoreError> {
+        match root {
+            Some(root) => Ok(root),
+            None => {
+                let base = etcetera::choose_base_strategy().map_err(|_| StoreError::NoHome)?;
+                Ok(base.data_dir().join("weft"))
+            }
+        }
     }
 
     /// Pulled models, a folder each.

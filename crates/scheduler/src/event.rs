@@ -115,6 +115,11 @@ pub enum Event {
         /// Whose.
         request: RequestId,
     },
+    /// The operator lifted a key's ban: it may join again.
+    Unban {
+        /// Whose.
+        key: String,
+    },
     /// A deadline came.
     Tick,
 }

@@ -271,6 +271,7 @@ impl Scheduler {
             Event::Sampled { session, token } => self.sampled(session, token),
             Event::Finish { session } => self.finish(session),
             Event::Cancel { request } => self.cancel(request),
+            Event::Unban { key } => self.unban(&key),
             Event::Tick => {}
         }
         self.visit_workers();

@@ -105,6 +105,13 @@ impl Scheduler {
         }
     }
 
+    /// A key's ban is lifted. What was counted of it stays.
+    pub(crate) fn unban(&mut self, key: &str) {
+        if let Some(standing) = self.audits.standings.get(key).copied() {
+            self.audits.standings.set(key, Standing { banned: false, ..standing });
+        }
+    }
+
     /// Keeps a standing, says so, and shows it.
     fn set_standing(&mut self, key: &str, standing: Standing) {
         self.audits.standings.set(key, standing);

@@ -103,6 +103,12 @@ fn whoever_answers_otherwise_than_two_replays_is_out_for_good() {
     bench.join_as(7, &key(3), 100 * MIB, false, Holds::Anything);
     assert_eq!((bench.dismissed[1].0, bench.dismissed[1].2), (WorkerId(7), false));
     assert!(bench.scheduler.view().workers.iter().all(|w| w.id != WorkerId(7)));
+    // Unless the operator says otherwise.
+    bench.tell(Event::Unban { key: key(3) });
+    bench.join_as(8, &key(3), 100 * MIB, false, Holds::Anything);
+    let view = bench.scheduler.view();
+    let back = view.workers.iter().find(|w| w.id == WorkerId(8)).expect("it is let in");
+    assert_eq!(back.standing, Standing { banned: false, ..standing });
 }
 
 #[test]
