@@ -209,7 +209,7 @@ impl Worker {
         self.shared.handle(Event::Disconnected);
         let mut state = self.shared.state();
         state.up = None;
-        // Dropping the mapped blobs may take a moment, but nobody is connected now.
+        // Dropping the blobs may take a moment, but nobody is connected now.
         state.wanted.clear();
         state.loads.clear();
         (end, state.joined)

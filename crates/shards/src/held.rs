@@ -134,7 +134,7 @@ impl Shards {
         let held = self.held.values().flat_map(|held| &held.blobs).map(|(h, &n)| (h, n));
         let new = with.into_iter().flat_map(|a| &a.blobs).map(|blob| (&blob.hash, blob.bytes));
         match self.computer {
-            // Mapped once, whoever reads them.
+            // In memory once, whoever reads them.
             Computer::Cpu { .. } => {
                 let mut once: LiteMap<&BlobHash, u64> = LiteMap::new();
                 for (hash, bytes) in held.chain(new) {
