@@ -98,11 +98,6 @@ impl Clients {
         self.to_come == 0 && self.requests.is_empty()
     }
 
-    /// Requests that were made, or should have been, and have not ended.
-    pub fn lost(&self) -> u64 {
-        self.to_come + self.requests.len() as u64
-    }
-
     pub fn describe(&self) -> String {
         format!("{} to come, open: {:?}", self.to_come, self.requests.keys().collect::<Vec<_>>())
     }

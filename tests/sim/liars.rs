@@ -90,8 +90,6 @@ impl Fate {
 #[derive(Clone, Default)]
 pub struct Found {
     pub fates: BTreeMap<Lie, Fate>,
-    /// Banned without having lied.
-    pub honest_banned: u64,
     /// Rows of logits given to clients, and how many of them were wrong.
     pub logits: u64,
     pub wrong_logits: u64,
@@ -110,7 +108,6 @@ impl Found {
             mine.us.extend(&fate.us);
             mine.rows.extend(&fate.rows);
         }
-        self.honest_banned += other.honest_banned;
         self.logits += other.logits;
         self.wrong_logits += other.wrong_logits;
         self.verified += other.verified;
