@@ -152,6 +152,7 @@ impl Audit {
             served: 0,
             authored: Vec::new(),
             next_authored: 0,
+            dawdles: false,
             withheld: None,
         }
     }

@@ -17,6 +17,7 @@
 //! | `ways` | which shards it is chosen among |
 //! | `requests` | admission, the queue, choices, reuse of a conversation's KV |
 //! | `steps` | what goes to a worker as one step, and what its answer means |
+//! | `pace` | when the next one goes, so that rows go together |
 //! | `survival`, `visits` | how long a worker may be counted on, when it is tried again |
 //! | `index` | nothing: it holds what would else be searched for |
 //! | `recovery` | lost stages, replay, KV that runs out |
@@ -42,6 +43,7 @@ mod auditors;
 mod cover;
 mod index;
 mod known;
+mod pace;
 mod recovery;
 mod replicas;
 mod requests;
@@ -175,6 +177,7 @@ pub struct Scheduler {
     /// When to place next, if something changed.
     place_at: Option<Time>,
     audits: audit::Audits,
+    pace: pace::Pace,
     /// The idle worker whose turn it is to be looked at again.
     idle_turn: WorkerId,
 }
@@ -235,6 +238,7 @@ impl Scheduler {
             next_step: 1,
             place_at: None,
             audits: audit::Audits::default(),
+            pace: pace::Pace::default(),
             idle_turn: WorkerId(0),
         }
     }
@@ -304,7 +308,8 @@ impl Scheduler {
         let request = self.request_deadlines.first().map(|(t, _)| (*t, "a request's deadline"));
         let audits =
             self.audits.next_try().map(|t| (t, "an audit waits for somebody to replay it"));
-        place.into_iter().chain(audits).chain(worker).chain(request).min()
+        let pace = self.pace.next().map(|t| (t, "rows have waited for others"));
+        place.into_iter().chain(audits).chain(pace).chain(worker).chain(request).min()
     }
 
     fn note(&mut self, note: Note) {
@@ -326,6 +331,7 @@ impl Scheduler {
             self.settle();
         }
         self.pass_request_deadlines();
+        self.pass_pace();
         if self.place_at.is_some_and(|t| t <= self.now) {
             self.place_at = None;
             self.place();

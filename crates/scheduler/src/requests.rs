@@ -111,6 +111,7 @@ impl Scheduler {
             served: 0,
             authored: Vec::new(),
             next_authored: 0,
+            dawdles: false,
             withheld: None,
         };
         let cached_tokens = match self.adopt(&mut session) {
@@ -288,6 +289,7 @@ impl Scheduler {
         }
         session.tokens.push(token);
         session.phase = Phase::Computing;
+        session.dawdles = false;
         session.attempts = 0;
         // The head alone has no KV to catch up with: only the newest row is wanted.
         let wanted = session.wanted();

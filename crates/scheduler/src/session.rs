@@ -46,6 +46,8 @@ pub struct Session {
     pub authored: Vec<Authored>,
     /// The number of the next of them.
     pub next_authored: u64,
+    /// Its client takes long to choose the token that is due: nobody waits for it.
+    pub dawdles: bool,
     /// While [`Phase::Verifying`]: the position whose logits are there, and they.
     pub withheld: Option<(u32, Bytes)>,
 }
@@ -176,6 +178,12 @@ impl Session {
         // The head alone runs only the row that is wanted.
         let whole = self.phase == Phase::Computing && to == self.positions();
         whole.then_some((to - 1, to))
+    }
+
+    /// The worker that runs most parts for it.
+    pub fn anchor(&self) -> Option<WorkerId> {
+        let held = self.stages.iter().filter(|s| s.holder.is_some());
+        held.max_by_key(|s| s.span.end - s.span.first)?.holder.map(|(worker, _)| worker)
     }
 
     /// The parts that nobody runs for it.

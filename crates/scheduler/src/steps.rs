@@ -1,7 +1,7 @@
 //! What goes to a worker as one step, and what its answer means.
 //!
-//! Batching is self-clocked: whenever a worker has a credit, everything that waits for the
-//! same parts of the same shard goes as one step, within bounds of rows and time.
+//! Batching is self-clocked: when a worker is ready for its next step (`pace`), everything that
+//! waits for the same parts of the same shard goes as one, within bounds of rows and time.
 
 use bytes::{Bytes, BytesMut};
 use protocol::{
@@ -19,11 +19,11 @@ use crate::session::{Phase, Session, Stage};
 const CHUNK_ROWS_MIN: u32 = 16;
 
 /// Rows of one session that wait for a stage.
-struct Waiting {
-    session: SessionId,
-    stage: usize,
-    from: u32,
-    to: u32,
+pub(crate) struct Waiting {
+    pub(crate) session: SessionId,
+    pub(crate) stage: usize,
+    pub(crate) from: u32,
+    pub(crate) to: u32,
     served: u64,
 }
 
@@ -36,6 +36,10 @@ impl Scheduler {
         while let Some(worker) = self.due.send.pop_first() {
             while self.workers.get(&worker).is_some_and(|w| w.has_credit() && !w.draining) {
                 let Some((assignment, span, rows)) = self.next_batch(worker) else { break };
+                let rows = self.rows_due(worker, rows);
+                if rows.is_empty() {
+                    break;
+                }
                 // Rows that the log lacks wait for the stages before, which are touched by it.
                 self.send_step(worker, assignment, span, rows);
                 self.settle();

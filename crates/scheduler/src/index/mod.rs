@@ -51,6 +51,10 @@ pub(crate) struct Index {
     pub waiting: BTreeMap<WorkerId, BTreeSet<SessionId>>,
     /// By worker: sessions in flight that have layers there.
     load: BTreeMap<WorkerId, u32>,
+    /// By worker: sessions in flight whose anchor it is.
+    anchored: BTreeMap<WorkerId, u32>,
+    /// Those of them that tokens are being chosen for.
+    pub choosing: BTreeMap<WorkerId, u32>,
     /// The first deadline of each worker that has one.
     pub deadlines: BTreeSet<(Time, WorkerId, Late)>,
     /// Workers that hold nothing, may be given something, and were not told why they are not.
@@ -94,6 +98,11 @@ impl Index {
     /// Sessions in flight that have layers on a worker.
     pub fn load(&self, worker: WorkerId) -> u32 {
         self.load.get(&worker).copied().unwrap_or(0)
+    }
+
+    /// Sessions in flight whose anchor a worker is.
+    pub fn anchored(&self, worker: WorkerId) -> usize {
+        self.anchored.get(&worker).copied().unwrap_or(0) as usize
     }
 
     /// Sessions in flight of a model.

@@ -21,6 +21,10 @@ pub(crate) struct SessionEntry {
     loads: Vec<WorkerId>,
     /// Those that it has rows for.
     waits: Vec<WorkerId>,
+    /// Its anchor while it is in flight.
+    anchor: Option<WorkerId>,
+    /// A token is being chosen for it, and is waited for.
+    chooses: bool,
 }
 
 impl SessionEntry {
@@ -51,6 +55,8 @@ impl SessionEntry {
             log_bytes: if session.is_audit() { 0 } else { session.log_bytes() },
             on: distinct(&|_| true),
             loads: distinct(&|i| live && session.stages[i].layers),
+            anchor: session.anchor().filter(|_| live),
+            chooses: session.phase == Phase::Sampling && !session.dawdles,
             waits: distinct(&|i| {
                 !session.is_cached() && session.rows_waiting(i, skip_replay).is_some()
             }),
@@ -105,6 +111,12 @@ impl Index {
         change(&mut self.live, entry.live);
         change(&mut self.routed, entry.routed);
         change(&mut self.models[entry.model].live, entry.live);
+        if let Some(anchor) = entry.anchor {
+            count(&mut self.anchored, anchor, up);
+            if entry.chooses {
+                count(&mut self.choosing, anchor, up);
+            }
+        }
         let cached = entry.cached_since.map(|since| (since, id));
         if up {
             self.log_bytes += entry.log_bytes;

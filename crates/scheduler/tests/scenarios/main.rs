@@ -4,6 +4,7 @@ mod audits;
 mod bench;
 mod blame;
 mod large;
+mod pace;
 mod tabs;
 
 use std::time::Duration;
@@ -106,23 +107,6 @@ fn long_prompts_go_in_chunks_and_decodes_pass_them() {
     }
     assert_eq!(bench.samples[1].0, first);
     assert!(seen < 700, "the decode waited for {seen} rows");
-}
-
-#[test]
-fn sessions_that_wait_for_the_same_stage_share_a_step() {
-    let mut bench = alone();
-    for request in 1..=4 {
-        bench.submit(request, vec![request as u32], 1);
-    }
-    bench.answer_all();
-    let sessions: Vec<SessionId> = (1..=4).map(|r| bench.session(r)).collect();
-    for session in sessions {
-        bench.tell(Event::Sampled { session, token: 1 });
-    }
-    let widths: Vec<usize> = bench.steps.iter().map(|(_, f)| f.segments.len()).collect();
-    assert_eq!(widths, [1, 1], "two credits are taken one by one");
-    bench.answer();
-    assert_eq!(bench.steps.last().unwrap().1.segments.len(), 2, "the rest goes together");
 }
 
 #[test]
@@ -285,6 +269,8 @@ fn when_the_kv_cache_runs_out_the_youngest_waits_and_comes_back() {
     // The second page that the older one needs is the younger one's.
     for _ in 0..2 {
         bench.tell(Event::Sampled { session: old, token: 1 });
+        // It has waited for the other one's token for long enough then.
+        bench.pass(Duration::from_millis(10));
         bench.answer_all();
     }
     assert!(bench.notes.contains(&Note::Preempted { session: young }));
