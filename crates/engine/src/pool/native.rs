@@ -128,8 +128,9 @@ impl Pool {
             unsafe { std::mem::transmute::<&(dyn Fn(usize) + Sync), &'static Task>(task) };
         // SAFETY: the word is 0, since one caller at a time holds the lock and leaves it so.
         unsafe { *shared.job.get() = Some((erased, tasks)) };
-        // One of a job whose caller panicked as well was not taken note of.
+        // A job whose caller panicked was not taken note of.
         shared.panicked.store(false, Ordering::Relaxed);
+        self.helpers.iter().for_each(|(_, helper)| helper.tasks.store(0, Ordering::Relaxed));
         shared.word.store(tasks as u64 * UNCLAIMED_ONE, Ordering::SeqCst);
         self.wake(&rests, tasks - 1);
 
