@@ -31,8 +31,6 @@ const WASM_CRATES: [&str; 11] = [
     "browser-worker",
     "web",
 ];
-/// Seeds of the simulation, if `WEFT_SIM_SEEDS` does not say.
-const SIM_SEEDS: &str = "200";
 /// Mutated inputs for each parser, if `WEFT_FUZZ_INPUTS` does not say.
 const FUZZ_INPUTS: &str = "1000000";
 
@@ -143,14 +141,13 @@ fn run_tests(report: &mut Report) -> Result<()> {
         return Ok(());
     }
     let binaries = tidy::target_folder()?.join("debug");
-    let seeds = std::env::var("WEFT_SIM_SEEDS").unwrap_or_else(|_| SIM_SEEDS.to_owned());
     let mut reader = Reader::default();
     report.step("tests", || {
         let arguments =
             ["test", "--workspace", "--locked", "--no-fail-fast", "--", "--show-output"];
         let mut command = cargo(&arguments);
         command.env(models::FOLDER_ENV, &folder);
-        command.env("WEFT_BINARIES", &binaries).env("WEFT_SIM_SEEDS", &seeds);
+        command.env("WEFT_BINARIES", &binaries);
         let status = watch(&mut command, TESTS_MAX, |line| {
             if let Some(shown) = reader.read(line) {
                 println!("{shown}");

@@ -287,6 +287,7 @@ fn rows_are_counted_once_though_choices_share_them() {
     let sessions = bench.started[&RequestId(1)].0.clone();
     for session in sessions {
         bench.tell(Event::Sampled { session, token: 1 });
+        bench.pass(Duration::from_millis(10));
         bench.answer_all();
         bench.tell(Event::Finish { session });
         bench.answer_all();
