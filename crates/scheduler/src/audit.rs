@@ -314,8 +314,6 @@ impl Scheduler {
         let (session, positions) = (SessionId(self.next_session), audit.input.end());
         let (of, follows) = (audit.of, audit.follows);
         let mut replay = audit.replay_session(session, holder);
-        // It waits its turn: one that begins is not the one that waits the longest.
-        replay.served = self.next_step;
         self.audits.replays.insert(session, id);
         let room = match follows {
             true => self.make_room(of, &replay, positions),
