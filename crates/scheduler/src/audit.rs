@@ -134,26 +134,13 @@ impl Audit {
 
     /// The session that replays it.
     fn replay_session(&self, id: SessionId, holder: (WorkerId, AssignmentId)) -> Session {
-        let holder = Some(holder);
+        let stage = Stage { holder: Some(holder), span: self.span, done: 0, sent: 0, layers: true };
+        // No client's request has that number.
+        let nobody = RequestId(u64::MAX);
         Session {
-            id,
-            // No client's request has it.
-            request: RequestId(u64::MAX),
-            model: self.model,
-            tokens: Vec::new(),
-            prompt_len: 0,
-            epoch: 1,
-            stages: vec![Stage { holder, span: self.span, done: 0, sent: 0, layers: true }],
+            stages: vec![stage],
             boundaries: [(self.span.first, self.input.clone())].into(),
-            phase: Phase::Auditing,
-            recoveries: 0,
-            attempts: 0,
-            overflow: None,
-            served: 0,
-            authored: Vec::new(),
-            next_authored: 0,
-            dawdles: false,
-            withheld: None,
+            ..Session::new(id, nobody, self.model, Phase::Auditing)
         }
     }
 }

@@ -96,23 +96,9 @@ impl Scheduler {
         let id = SessionId(self.next_session);
         let prompt_len = request.prompt.len() as u32;
         let mut session = Session {
-            id,
-            request: request.id,
-            model,
             tokens: request.prompt.clone(),
             prompt_len,
-            epoch: 1,
-            stages: Vec::new(),
-            boundaries: Default::default(),
-            phase: Phase::Computing,
-            recoveries: 0,
-            attempts: 0,
-            overflow: None,
-            served: 0,
-            authored: Vec::new(),
-            next_authored: 0,
-            dawdles: false,
-            withheld: None,
+            ..Session::new(id, request.id, model, Phase::Computing)
         };
         let cached_tokens = match self.adopt(&mut session) {
             Some(positions) => positions,

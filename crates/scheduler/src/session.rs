@@ -118,6 +118,29 @@ pub struct Stage {
 }
 
 impl Session {
+    /// One that has no tokens and no route yet.
+    pub fn new(id: SessionId, request: RequestId, model: usize, phase: Phase) -> Session {
+        Session {
+            id,
+            request,
+            model,
+            tokens: Vec::new(),
+            prompt_len: 0,
+            epoch: 1,
+            stages: Vec::new(),
+            boundaries: BTreeMap::new(),
+            phase,
+            recoveries: 0,
+            attempts: 0,
+            overflow: None,
+            served: 0,
+            authored: Vec::new(),
+            next_authored: 0,
+            dawdles: false,
+            withheld: None,
+        }
+    }
+
     /// Positions known.
     pub fn positions(&self) -> u32 {
         self.tokens.len() as u32

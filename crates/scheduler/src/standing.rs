@@ -125,13 +125,17 @@ impl Scheduler {
 /// A number in [0, 1) that nobody without the secret can foresee: SipHash-2-4 of who, whose
 /// work and where in it.
 pub fn draw(secret: [u64; 2], session: SessionId, key: &str, position: u32) -> f64 {
+    let pieces = [&session.0.to_le_bytes()[..], &position.to_le_bytes(), key.as_bytes()];
+    // The upper 53 bits, which an f64 holds exactly.
+    (keyed_hash(secret, &pieces) >> 11) as f64 / (1u64 << 53) as f64
+}
+
+/// SipHash-2-4 of the pieces one after the other.
+pub(crate) fn keyed_hash(secret: [u64; 2], pieces: &[&[u8]]) -> u64 {
     #[expect(deprecated, reason = "std's only keyed hash whose algorithm is promised")]
     let mut hash = std::hash::SipHasher::new_with_keys(secret[0], secret[1]);
-    hash.write(&session.0.to_le_bytes());
-    hash.write(&position.to_le_bytes());
-    hash.write(key.as_bytes());
-    // The upper 53 bits, which an f64 holds exactly.
-    (hash.finish() >> 11) as f64 / (1u64 << 53) as f64
+    pieces.iter().for_each(|piece| hash.write(piece));
+    hash.finish()
 }
 
 #[cfg(test)]

@@ -1,7 +1,8 @@
 //! What an audit's replays say: how rows are compared, and what follows from several replays.
 
-use std::hash::Hasher;
 use std::sync::Arc;
+
+use crate::standing::keyed_hash;
 
 /// Largest distance ‖a − b‖ / ‖b‖ of a row of a `wgsl-f32` stage to the same row of another
 /// GPU's or of `exact-f32`'s. Lavapipe is at most 4e-3 of the largest value away from
@@ -82,10 +83,7 @@ pub struct Finding {
 
 /// A digest of a row, equal for equal bytes.
 pub fn digest(secret: [u64; 2], row: &[u8]) -> u64 {
-    #[expect(deprecated, reason = "std's only keyed hash whose algorithm is promised")]
-    let mut hash = std::hash::SipHasher::new_with_keys(secret[0], secret[1]);
-    hash.write(row);
-    hash.finish()
+    keyed_hash(secret, &[row])
 }
 
 /// What an audit's replays say together.

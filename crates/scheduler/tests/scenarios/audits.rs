@@ -177,15 +177,19 @@ fn a_trusted_gpu_watches_no_cpu() {
     assert_eq!(bench.samples, [(bench.session(1), PROMPT - 1)], "nobody can replay: {shards:?}");
 }
 
-#[test]
-fn a_gpu_is_out_after_three_answers_outside_its_band() {
-    let gpu = WorkerSpec {
+/// A stranger that computes on a GPU.
+fn gpu_tab() -> WorkerSpec {
+    WorkerSpec {
         kind: WorkerKind::Browser,
         classes: vec!["wgsl-f32".into()],
         bytes_per_s: [1e10; 2],
         ..stranger()
-    };
-    let mut bench = watched(Config::default(), gpu);
+    }
+}
+
+#[test]
+fn a_gpu_is_out_after_three_answers_outside_its_band() {
+    let mut bench = watched(Config::default(), gpu_tab());
     for request in 1..=3 {
         assert!(bench.dismissed.is_empty(), "{:?}", bench.dismissed);
         bench.submit(request, prompt().into_iter().map(|t| t ^ request as u32).collect(), 1);
@@ -349,13 +353,7 @@ fn strangers_clear_nobody_whom_a_trusted_replay_doubts() {
 
 #[test]
 fn a_finished_session_is_not_kept_for_what_is_wrong() {
-    let gpu = WorkerSpec {
-        kind: WorkerKind::Browser,
-        classes: vec!["wgsl-f32".into()],
-        bytes_per_s: [1e10; 2],
-        ..stranger()
-    };
-    let mut bench = watched(Config::default(), gpu);
+    let mut bench = watched(Config::default(), gpu_tab());
     bench.submit(1, prompt(), 1);
     answer_but_replays(&mut bench, lie_grossly);
     let session = bench.session(1);
