@@ -101,6 +101,7 @@ mod tests {
             step: 1,
             compute_us: 1,
             dtype: Dtype::F32,
+            answer: Dtype::F32,
             segments: segments.collect(),
             payload: Bytes::new(),
         }

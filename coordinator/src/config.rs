@@ -4,6 +4,7 @@ use std::net::{SocketAddr, ToSocketAddrs};
 use std::path::{Path, PathBuf};
 use std::time::Duration;
 
+use protocol::Dtype;
 use serde::{Deserialize, Deserializer};
 
 use crate::pull::catalogue;
@@ -96,6 +97,12 @@ pub struct Settings {
     /// MiB; beyond it a replay starts from the tokens [default: 256]
     #[arg(long, env = "WEFT_LOG_MIB", value_name = "MIB")]
     pub log_mib: Option<u64>,
+    /// What the hidden states between stages are sent in: f32, which is exact, so that a split
+    /// changes no answer; f16 or int8, half or three tenths of the bytes at a cost in quality
+    /// (see the README); or auto, f32 but on links that are measured to be slow
+    /// [default: f32]
+    #[arg(long, env = "WEFT_BOUNDARIES", value_name = "f32|f16|int8|auto")]
+    pub boundaries: Option<Boundaries>,
     /// Share of the work of workers without a good standing that is replayed on trusted
     /// workers, percent; that of proven workers falls from there. 0: none [default: 100]
     #[arg(long, env = "WEFT_AUDIT_PERCENT", value_name = "PERCENT")]
@@ -142,6 +149,32 @@ pub enum Embedded {
     Ends,
     /// There is none.
     Off,
+}
+
+/// What the hidden states between stages are sent in.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Boundaries {
+    /// As they are.
+    #[default]
+    F32,
+    /// Rounded to 16-bit floats.
+    F16,
+    /// Rounded to 8-bit integers in blocks of 32.
+    Int8,
+    /// What each link needs.
+    Auto,
+}
+
+impl Boundaries {
+    fn for_scheduler(self) -> scheduler::Boundaries {
+        match self {
+            Boundaries::F32 => scheduler::Boundaries::All(Dtype::F32),
+            Boundaries::F16 => scheduler::Boundaries::All(Dtype::F16),
+            Boundaries::Int8 => scheduler::Boundaries::All(Dtype::I8),
+            Boundaries::Auto => scheduler::Boundaries::Auto,
+        }
+    }
 }
 
 /// What is wrong with the settings.
@@ -223,6 +256,7 @@ impl Settings {
             queue_max: self.queue_max.or(base.queue_max),
             cached_sessions_max: self.cached_sessions_max.or(base.cached_sessions_max),
             log_mib: self.log_mib.or(base.log_mib),
+            boundaries: self.boundaries.or(base.boundaries),
             audit_percent: self.audit_percent.or(base.audit_percent),
             verify_all: self.verify_all.or(base.verify_all),
             tls_cert: self.tls_cert.or(base.tls_cert),
@@ -274,6 +308,7 @@ impl Settings {
         scheduler.cached_sessions_max =
             self.cached_sessions_max.unwrap_or(scheduler.cached_sessions_max);
         scheduler.log_bytes_max = self.log_mib.map_or(scheduler.log_bytes_max, mib_to_bytes);
+        scheduler.boundaries = self.boundaries.unwrap_or_default().for_scheduler();
         scheduler.audits.newcomers = f64::from(audit_percent) / 100.0;
         scheduler.audits.full = self.verify_all.unwrap_or(false);
         Ok(Config {

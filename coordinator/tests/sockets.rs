@@ -53,6 +53,7 @@ fn stray(kind: FrameKind) -> Frame {
         step: 1,
         compute_us: 0,
         dtype: Dtype::F32,
+        answer: Dtype::F32,
         segments: vec![Segment {
             session: SessionId(1),
             epoch: 0,

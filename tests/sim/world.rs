@@ -327,6 +327,7 @@ impl World {
             trusted: build.trusted,
             holds: if build.ends_only { Holds::Ends } else { Holds::Anything },
             memory_bytes: build.memory_bytes,
+            boundaries: Vec::new(),
             bytes_per_s: [build.bytes_per_s; 2],
             step_credits: 2,
             classes: build.classes,

@@ -79,6 +79,7 @@ fn step(assignment: &Assignment, step: u64, segments: Vec<Segment>, payload: Byt
         step,
         compute_us: 0,
         dtype: if assignment.span.first == 0 { Dtype::U32 } else { Dtype::F32 },
+        answer: Dtype::F32,
         segments,
         payload,
     }
@@ -97,7 +98,7 @@ fn compute(shard: &mut Shard, frame: &Frame) -> Bytes {
         .collect();
     let output = match frame.dtype {
         Dtype::U32 => shard.step(&segments, Input::Tokens(&elements::<u32>(&frame.payload))),
-        Dtype::F32 => shard.step(&segments, Input::Hidden(&elements::<f32>(&frame.payload))),
+        _ => shard.step(&segments, Input::Hidden(&elements::<f32>(&frame.payload))),
     };
     match output.unwrap() {
         Output::Hidden(values) | Output::Logits(values) => to_payload(values),

@@ -59,6 +59,7 @@ async fn sigterm_finishes_the_steps_at_hand() {
         step: 1,
         compute_us: 0,
         dtype: Dtype::F32,
+        answer: Dtype::F32,
         segments: vec![Segment { session, epoch: 1, position: 0, rows: 1, logits_rows: 0, status }],
         payload: payload::to_payload(vec![0.5f32; 64]),
     })

@@ -50,6 +50,7 @@ fn spec(id: WorkerId) -> WorkerSpec {
         trusted: true,
         holds: Holds::Anything,
         memory_bytes: 1 << 30,
+        boundaries: Vec::new(),
         bytes_per_s: [1e9, 4e9],
         step_credits: 2,
         classes: vec!["canonical-1".into()],

@@ -1,14 +1,14 @@
 //! `GET /v1/fleet`, `GET /healthz`, `GET /readyz`.
 
 use api::{
-    Fleet, FleetModel, FleetRecord, FleetSession, FleetShard, FleetStage, FleetWorker, Readiness,
-    Uncovered,
+    Fleet, FleetBoundaries, FleetModel, FleetRecord, FleetSession, FleetShard, FleetStage,
+    FleetWorker, Readiness, Uncovered,
 };
 use axum::Json;
 use axum::extract::State;
 use axum::http::StatusCode;
 use protocol::WorkerId;
-use scheduler::{FleetView, ModelView, SessionView, ShardView, WorkerView};
+use scheduler::{FleetView, ModelView, SessionView, ShardView, Traffic, WorkerView};
 use serde_json::{Value, json};
 
 use super::state::AppState;
@@ -57,6 +57,7 @@ fn fleet_of(view: FleetView) -> Fleet {
         queued: view.queued as u64,
         cached_sessions: view.cached_sessions as u64,
         log_bytes: view.log_bytes,
+        boundaries: boundaries(view.traffic, view.tokens_embedded),
         blob_bytes_sent: 0,
     }
 }
@@ -99,12 +100,18 @@ fn worker(view: WorkerView) -> FleetWorker {
         hop_ms: view.hop_ms,
         steps_in_flight: view.steps_in_flight,
         rows: view.rows,
+        boundary_dtype: view.boundary_dtype.name().to_owned(),
+        boundaries: boundaries(view.traffic, view.rows),
         agreements: view.standing.agreements,
         disagreements: view.standing.disagreements,
         rows_verified: view.standing.rows_verified,
         idle_because: view.idle_because,
         record: None,
     }
+}
+
+fn boundaries(traffic: Traffic, tokens: u64) -> FleetBoundaries {
+    FleetBoundaries::of(traffic.bytes, traffic.bytes_f32, tokens)
 }
 
 fn record(record: Record) -> FleetRecord {

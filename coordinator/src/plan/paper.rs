@@ -135,6 +135,7 @@ impl Paper {
             trusted: machine.trusted,
             holds: if machine.ends_only { Holds::Ends } else { Holds::Anything },
             memory_bytes: machine.memory_mib << 20,
+            boundaries: Vec::new(),
             bytes_per_s,
             step_credits: machine.step_credits,
             classes: machine.classes.clone(),

@@ -141,6 +141,7 @@ pub(super) fn spec(
         trusted,
         holds: Holds::Anything,
         memory_bytes: hello.memory_bytes,
+        boundaries: hello.boundaries,
         bytes_per_s: hello.bytes_per_s,
         step_credits: hello.step_credits,
         classes: hello.classes,

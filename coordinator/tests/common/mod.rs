@@ -143,6 +143,7 @@ pub fn hello(key: u8, nonce: &str) -> Hello {
         notes: Vec::new(),
         classes: vec!["canonical-1".into()],
         memory_bytes: 1 << 30,
+        boundaries: Vec::new(),
         bytes_per_s: [1e9, 4e9],
         step_credits: 2,
         cached: Vec::new(),

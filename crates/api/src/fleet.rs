@@ -17,9 +17,35 @@ pub struct Fleet {
     pub cached_sessions: u64,
     /// Bytes held by activation logs.
     pub log_bytes: u64,
+    /// Boundaries that went between the coordinator and its workers since the start, a token
+    /// being one that went through the embedding.
+    #[serde(default)]
+    pub boundaries: FleetBoundaries,
     /// Bytes of weights and manifests sent to workers since the start.
     #[serde(default)]
     pub blob_bytes_sent: u64,
+}
+
+/// What boundaries (the hidden states between stages) took on the network, both ways.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Serialize, Deserialize)]
+pub struct FleetBoundaries {
+    /// Bytes that were sent.
+    pub bytes: u64,
+    /// What they would have been in f32.
+    pub bytes_f32: u64,
+    /// Bytes that were sent for a token.
+    pub bytes_per_token: f64,
+    /// What they would have been in f32.
+    pub bytes_per_token_f32: f64,
+}
+
+impl FleetBoundaries {
+    /// For so many tokens.
+    pub fn of(bytes: u64, bytes_f32: u64, tokens: u64) -> FleetBoundaries {
+        let per_token = |bytes: u64| bytes as f64 / tokens.max(1) as f64;
+        let (bytes_per_token, bytes_per_token_f32) = (per_token(bytes), per_token(bytes_f32));
+        FleetBoundaries { bytes, bytes_f32, bytes_per_token, bytes_per_token_f32 }
+    }
 }
 
 /// A served model.
@@ -92,6 +118,14 @@ pub struct FleetWorker {
     pub steps_in_flight: u32,
     /// Rows computed since it joined.
     pub rows: u64,
+    /// What boundaries are sent in to it and from it, in sessions that begin now: `f32`, `f16`
+    /// or `int8`.
+    #[serde(default)]
+    pub boundary_dtype: String,
+    /// Boundaries that went to it and from it since it joined, a token being a row that it
+    /// computed. The embedded worker has none.
+    #[serde(default)]
+    pub boundaries: FleetBoundaries,
     /// Audits of its work in a row that agreed; of a worker that is not trusted.
     #[serde(default)]
     pub agreements: u32,

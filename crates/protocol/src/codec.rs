@@ -9,7 +9,8 @@
 //! | 6 | 1 | kind |
 //! | 7 | 1 | dtype |
 //! | 8 | 2 | segments |
-//! | 10 | 2 | zero |
+//! | 10 | 1 | dtype of the answer's hidden states |
+//! | 11 | 1 | zero |
 //! | 12 | 8 | assignment |
 //! | 20 | 8 | step |
 //! | 28 | 4 | span: first part |
@@ -57,7 +58,8 @@ pub(crate) fn encode_head(frame: &Frame) -> Result<BytesMut, FrameError> {
     head.put_u8(frame.kind as u8);
     head.put_u8(frame.dtype as u8);
     head.put_u16_le(frame.segments.len() as u16);
-    head.put_u16_le(0);
+    head.put_u8(frame.answer as u8);
+    head.put_u8(0);
     head.put_u64_le(frame.assignment.0);
     head.put_u64_le(frame.step);
     head.put_u32_le(frame.span.first);
@@ -112,6 +114,7 @@ pub fn decode(bytes: &Bytes) -> Result<Frame, FrameError> {
         step: header.step,
         compute_us: header.compute_us,
         dtype: header.dtype,
+        answer: header.answer,
         segments: segments.collect::<Result<_, _>>()?,
         payload,
     };
@@ -123,6 +126,7 @@ pub fn decode(bytes: &Bytes) -> Result<Frame, FrameError> {
 struct Header {
     kind: FrameKind,
     dtype: Dtype,
+    answer: Dtype,
     segments: usize,
     assignment: AssignmentId,
     span: Span,
@@ -150,18 +154,15 @@ impl Header {
             2 => FrameKind::Result,
             got => return Err(FrameError::Value { field: "kind", got: got.into() }),
         };
-        let dtype = match h[7] {
-            1 => Dtype::U32,
-            2 => Dtype::F32,
-            got => return Err(FrameError::Value { field: "dtype", got: got.into() }),
-        };
+        let dtype = decode_dtype("dtype", h[7])?;
+        let answer = decode_dtype("answer's dtype", h[10])?;
         let segments = usize::from(u16_at(h, 8));
         if segments > SEGMENTS_MAX {
             let (max, got) = (SEGMENTS_MAX as u64, segments as u64);
             return Err(FrameError::TooMany { what: "segments", max, got });
         }
-        if u16_at(h, 10) != 0 {
-            return Err(FrameError::Value { field: "reserved", got: u16_at(h, 10).into() });
+        if h[11] != 0 {
+            return Err(FrameError::Value { field: "reserved", got: h[11].into() });
         }
         let payload_bytes = u32_at(h, 40) as usize;
         if payload_bytes > PAYLOAD_BYTES_MAX {
@@ -171,6 +172,7 @@ impl Header {
         Ok(Header {
             kind,
             dtype,
+            answer,
             segments,
             assignment: AssignmentId(u64_at(h, 12)),
             step: u64_at(h, 20),
@@ -179,6 +181,16 @@ impl Header {
             payload_bytes,
             crc: u32_at(h, CRC_AT),
         })
+    }
+}
+
+fn decode_dtype(field: &'static str, byte: u8) -> Result<Dtype, FrameError> {
+    match byte {
+        1 => Ok(Dtype::U32),
+        2 => Ok(Dtype::F32),
+        3 => Ok(Dtype::F16),
+        4 => Ok(Dtype::I8),
+        got => Err(FrameError::Value { field, got: got.into() }),
     }
 }
 

@@ -4,6 +4,8 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use crate::frame::Dtype;
+
 /// BLAKE3 of a blob, 64 lower-case hex digits.
 pub type BlobHash = String;
 
@@ -222,6 +224,9 @@ pub struct Hello {
     pub classes: Vec<String>,
     /// Memory it lends for weights, KV and scratch, bytes.
     pub memory_bytes: u64,
+    /// What it speaks beside f32 at the boundaries: some of [`Dtype::LOSSY`].
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub boundaries: Vec<Dtype>,
     /// Weight bytes that its kernels work through per second: one row, then 8 rows a step
     /// (each byte counted once a step), measured on real kernels.
     pub bytes_per_s: [f64; 2],

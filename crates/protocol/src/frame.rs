@@ -2,6 +2,8 @@
 
 use bytes::Bytes;
 use litemap::LiteMap;
+use numerics::BLOCK;
+use serde::{Deserialize, Serialize};
 
 use crate::control::{AssignmentId, SessionId, Span};
 use crate::limits::{PARTS_MAX, PAYLOAD_BYTES_MAX, POSITIONS_MAX, ROWS_MAX, SEGMENTS_MAX};
@@ -24,11 +26,15 @@ pub struct Frame {
     pub compute_us: u32,
     /// What the payload holds.
     pub dtype: Dtype,
+    /// What an answer's hidden states are to be in ([`Dtype::is_boundary`]); logits are f32
+    /// whatever this says. The answer repeats it.
+    pub answer: Dtype,
     /// The sessions' rows, in the payload's order. An answer repeats the step's segments
     /// in order, each with its status.
     pub segments: Vec<Segment>,
     /// Row-major values, little-endian: token ids `[ΣT]`, hidden states `[ΣT, D]`, or logits
-    /// `[Σ logits_rows, V]`; in an answer, of the segments with [`Status::Ok`] only.
+    /// `[Σ logits_rows, V]`; in an answer, of the segments with [`Status::Ok`] only. How f16 and
+    /// int8 rows look is in [`crate::boundary`].
     pub payload: Bytes,
 }
 
@@ -43,13 +49,58 @@ pub enum FrameKind {
 }
 
 /// Element type of a payload.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
 #[repr(u8)]
 pub enum Dtype {
     /// Token ids.
     U32 = 1,
-    /// Hidden states or logits.
+    /// Hidden states, exact, or logits.
     F32 = 2,
+    /// Hidden states rounded to IEEE binary16.
+    F16 = 3,
+    /// Hidden states as 8-bit integers, a scale for each block of 32.
+    #[serde(rename = "int8")]
+    I8 = 4,
+}
+
+impl Dtype {
+    /// What hidden states can be rounded to, the most exact first. Workers say which they speak.
+    pub const LOSSY: [Dtype; 2] = [Dtype::F16, Dtype::I8];
+
+    /// Bytes of a row of `width` elements.
+    pub fn row_bytes(self, width: usize) -> usize {
+        match self {
+            Dtype::U32 | Dtype::F32 => 4 * width,
+            Dtype::F16 => 2 * width,
+            Dtype::I8 => 4 * width.div_ceil(BLOCK) + width,
+        }
+    }
+
+    /// Whether hidden states can be in it.
+    pub fn is_boundary(self) -> bool {
+        self != Dtype::U32
+    }
+
+    /// As people write it.
+    pub fn name(self) -> &'static str {
+        match self {
+            Dtype::U32 => "u32",
+            Dtype::F32 => "f32",
+            Dtype::F16 => "f16",
+            Dtype::I8 => "int8",
+        }
+    }
+
+    /// Whether a row of some width has so many bytes.
+    fn has_rows_of(self, bytes: usize) -> bool {
+        match self {
+            Dtype::U32 | Dtype::F32 => bytes.is_multiple_of(4),
+            Dtype::F16 => bytes.is_multiple_of(2),
+            // Whole blocks, then a scale with at least one value, or nothing.
+            Dtype::I8 => !(1..=4).contains(&(bytes % (4 + BLOCK))),
+        }
+    }
 }
 
 /// One session's rows in a frame.
@@ -192,8 +243,8 @@ impl Frame {
     /// Checks that the payload holds just [`Frame::payload_rows`] rows of `width` elements
     /// (1 for token ids, D for hidden states, V for logits).
     pub fn check_payload(&self, holds_head: bool, width: u32) -> Result<(), FrameError> {
-        let elements = u64::from(self.payload_rows(holds_head)) * u64::from(width);
-        let expected = usize::try_from(elements * 4).unwrap_or(usize::MAX);
+        let rows = self.payload_rows(holds_head) as usize;
+        let expected = rows.saturating_mul(self.dtype.row_bytes(width as usize));
         if self.payload.len() != expected {
             return Err(FrameError::Length { what: "payload", expected, got: self.payload.len() });
         }
@@ -206,7 +257,8 @@ impl Frame {
     /// # Errors
     /// Too many segments, rows or bytes; a session named twice; a segment without rows, with
     /// more logits than rows, or past [`POSITIONS_MAX`]; a step with a status; an answer
-    /// with token ids; a payload that does not divide into the rows.
+    /// with token ids; answers asked for as token ids; a payload that does not divide into the
+    /// rows.
     pub fn validate(&self) -> Result<(), FrameError> {
         let too_many = |what, max, got| Err(FrameError::TooMany { what, max, got });
         if self.segments.is_empty() {
@@ -220,6 +272,9 @@ impl Frame {
         }
         if self.kind == FrameKind::Result && self.dtype == Dtype::U32 {
             return Err(FrameError::Value { field: "dtype of an answer", got: Dtype::U32 as u64 });
+        }
+        if !self.answer.is_boundary() {
+            return Err(FrameError::Value { field: "answer's dtype", got: self.answer as u64 });
         }
         if self.kind == FrameKind::Step && self.compute_us != 0 {
             let got = u64::from(self.compute_us);
@@ -252,12 +307,15 @@ impl Frame {
         };
         let divides = |rows: &u32| match *rows {
             0 => got == 0,
-            rows => got > 0 && got.is_multiple_of(4 * rows as usize),
+            rows => {
+                let row_bytes = got / rows as usize;
+                got > 0 && got.is_multiple_of(rows as usize) && self.dtype.has_rows_of(row_bytes)
+            }
         };
         match row_counts.iter().any(divides) {
             true => Ok(()),
             false => {
-                let expected = 4 * row_counts[0] as usize;
+                let expected = self.dtype.row_bytes(1) * row_counts[0] as usize;
                 Err(FrameError::Length { what: "payload, or a multiple", expected, got })
             }
         }

@@ -5,6 +5,7 @@
 //! [`CHUNK_BYTES_MAX`] that travel as binary messages, so that control messages go between
 //! them. This crate knows nothing about sockets, time or threads.
 
+pub mod boundary;
 pub mod chunk;
 pub mod codec;
 pub mod control;

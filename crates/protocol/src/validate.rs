@@ -4,6 +4,7 @@ use litemap::LiteMap;
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::control::{Assignment, BlobRef, FromWorker, Hello, ToWorker};
+use crate::frame::Dtype;
 use crate::limits::*;
 
 /// What is wrong with a control message. Its sender is at fault.
@@ -190,6 +191,10 @@ impl Hello {
             text("classes", class, NAME_BYTES_MAX)?;
         }
         distinct("classes", self.classes.iter())?;
+        length("boundaries", self.boundaries.len(), Dtype::LOSSY.len())?;
+        check("boundaries", self.boundaries.iter().all(|d| Dtype::LOSSY.contains(d)), || {
+            "only f16 and int8 can be named beside f32".into()
+        })?;
         at_most("memory_bytes", self.memory_bytes, MEMORY_BYTES_MAX)?;
         for rate in self.bytes_per_s {
             check("bytes_per_s", rate > 0.0 && rate <= BYTES_PER_S_MAX, || {

@@ -32,6 +32,7 @@ fn hello() -> Hello {
         notes: Vec::new(),
         classes: vec!["canonical-1".into(), "exact-f32".into()],
         memory_bytes: 2 << 30,
+        boundaries: Vec::new(),
         bytes_per_s: [2.5e10, 1e10],
         step_credits: 2,
         cached: vec![hash('e')],

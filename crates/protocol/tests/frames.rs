@@ -25,6 +25,7 @@ fn step(segments: Vec<Segment>, dtype: Dtype, payload: impl Into<Bytes>) -> Fram
         step: 5,
         compute_us: 0,
         dtype,
+        answer: Dtype::F16,
         segments,
         payload: payload.into(),
     }
@@ -39,14 +40,34 @@ fn hex(bytes: &[u8]) -> String {
 fn a_frame_on_the_wire() {
     let frame = step(vec![segment(0xaabb, 300, 2)], Dtype::U32, vec![1, 0, 0, 0, 2, 0, 0, 0]);
     let expected = "\
-        57454654 01000101\n 01000000 02010000\n 00000000 05000000\n 00000000 03000000\n\
-        09000000 00000000\n 08000000 c191d9cb\n\
+        57454654 01000101\n 01000300 02010000\n 00000000 05000000\n 00000000 03000000\n\
+        09000000 00000000\n 08000000 6db47839\n\
         bbaa0000 00000000\n 07000000 2c010000\n 02000000 01000000\n 00000000 00000000\n\
         01000000 02000000";
     let bytes = encode(&frame).unwrap();
     assert_eq!(hex(&bytes), expected.replace(' ', ""));
     assert_eq!(bytes.len(), HEADER_BYTES + SEGMENT_BYTES + 8);
     assert_eq!(decode(&bytes), Ok(frame));
+}
+
+/// Two rows of three values in each dtype, as the payload of an answer.
+#[test]
+fn boundaries_on_the_wire() {
+    let check = |dtype, expected: &str| {
+        let rows = vec![1.0, -2.54, 0.02, 0.0, 65504.0, -1.0];
+        let payload = boundary::encode(rows, dtype, 3).unwrap();
+        let mut frame = step(vec![segment(0xaabb, 300, 2)], dtype, payload);
+        (frame.kind, frame.answer) = (FrameKind::Result, dtype);
+        let bytes = encode(&frame).unwrap();
+        assert_eq!(decode(&bytes), Ok(frame));
+        let kinds: String = bytes[6..12].iter().map(|b| format!("{b:02x}")).collect();
+        let payload = hex(&bytes[HEADER_BYTES + SEGMENT_BYTES..]).replace('\n', " ");
+        assert_eq!(format!("{kinds}: {payload}"), expected);
+    };
+    check(Dtype::F32, "020201000200: 0000803f5c8f22c0 0ad7a33c00000000 00e07f47000080bf");
+    check(Dtype::F16, "020301000300: 003c14c11f250000 ff7b00bc");
+    // A scale of 0.02 before 50, -127, 1; one of 65504/127 before 0, 127, 0.
+    check(Dtype::I8, "020401000400: 0ad7a33c328101e4 f10044007f00");
 }
 
 #[test]
@@ -75,6 +96,9 @@ fn damaged_frames_are_refused_with_numbers() {
     assert_eq!(refused(|b| b[4] = 9), "frame of protocol version 9, this side speaks 1");
     assert_eq!(refused(|b| b[6] = 3), "kind of 3 has no meaning");
     assert_eq!(refused(|b| b[7] = 0), "dtype of 0 has no meaning");
+    assert_eq!(refused(|b| b[7] = 5), "dtype of 5 has no meaning");
+    assert_eq!(refused(|b| b[10] = 5), "answer's dtype of 5 has no meaning");
+    assert_eq!(refused(|b| b[11] = 1), "reserved of 1 has no meaning");
     assert_eq!(refused(|b| b[9] = 0xff), "segments: 65281, at most 256 are allowed");
     assert_eq!(
         refused(|b| b[43] = 0x7f),
@@ -106,10 +130,18 @@ fn contradictory_frames_are_refused() {
     check("rows: 1025, at most 1024 are allowed", |f| f.segments[0].rows = 1024);
     check("end of the span of 3 has no meaning", |f| f.span.end = 3);
     check("dtype of an answer of 1 has no meaning", |f| f.kind = FrameKind::Result);
+    check("answer's dtype of 1 has no meaning", |f| f.answer = Dtype::U32);
     check("compute_us of a step of 4 has no meaning", |f| f.compute_us = 4);
     check("payload: 12 bytes expected, 16 came", |f| f.payload = vec![0; 16].into());
     check("payload, or a multiple: 12 bytes expected, 16 came", |f| {
         (f.dtype, f.payload) = (Dtype::F32, vec![0; 16].into());
+    });
+    check("payload, or a multiple: 6 bytes expected, 15 came", |f| {
+        (f.dtype, f.payload) = (Dtype::F16, vec![0; 15].into());
+    });
+    // Three rows of 40 bytes would end with a scale that nothing follows.
+    check("payload, or a multiple: 15 bytes expected, 120 came", |f| {
+        (f.dtype, f.payload) = (Dtype::I8, vec![0; 120].into());
     });
 }
 
@@ -180,8 +212,9 @@ fn any_frame() -> impl Strategy<Value = Frame> {
         1..6,
     );
     let ids = (any::<u64>(), any::<u64>(), any::<u32>(), 0..4095u32);
-    (any::<bool>(), any::<bool>(), ids, segments, 0..2000usize, any::<u8>()).prop_map(
-        |(is_step, tokens, (assignment, step, compute_us, first), segments, width, fill)| {
+    let dtypes = prop::sample::select(vec![Dtype::F32, Dtype::F16, Dtype::I8]);
+    (any::<bool>(), any::<bool>(), dtypes, ids, segments, 0..2000usize, any::<u8>()).prop_map(
+        |(is_step, tokens, dtype, (assignment, step, compute_us, first), segments, width, fill)| {
             let segment = |(i, (id, epoch, position, rows, logits, status)): (usize, _)| Segment {
                 session: SessionId(u64::wrapping_add(id, i as u64)),
                 epoch,
@@ -203,7 +236,8 @@ fn any_frame() -> impl Strategy<Value = Frame> {
                 span: Span { first, end: first + 1 },
                 step,
                 compute_us: if is_step { 0 } else { compute_us },
-                dtype: if is_step && tokens { Dtype::U32 } else { Dtype::F32 },
+                dtype: if is_step && tokens { Dtype::U32 } else { dtype },
+                answer: dtype,
                 segments: segments.into_iter().enumerate().map(segment).collect(),
                 payload: Bytes::new(),
             };
@@ -215,7 +249,8 @@ fn any_frame() -> impl Strategy<Value = Frame> {
             }
             let width = if frame.dtype == Dtype::U32 { 1 } else { width + 1 };
             let rows = frame.payload_rows(false) as usize;
-            let bytes = (0..rows * width * 4).map(|i| fill.wrapping_add((i % 251) as u8));
+            let bytes = (0..rows * frame.dtype.row_bytes(width))
+                .map(|i| fill.wrapping_add((i % 251) as u8));
             frame.payload = bytes.collect();
             frame
         },

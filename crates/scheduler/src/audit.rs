@@ -18,7 +18,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::{AssignmentId, SessionId, Span, WorkerId};
+use protocol::{AssignmentId, Dtype, SessionId, Span, WorkerId};
 
 use crate::event::{Note, RequestId, Time};
 use crate::known::Known;
@@ -98,6 +98,8 @@ struct Audit {
     input: Boundary,
     /// What was answered, from the first position that is not verified; as long as `input`.
     expected: Boundary,
+    /// What the session's boundaries are in.
+    dtypes: BTreeMap<u32, Dtype>,
     /// Rows before this one agreed.
     agreed: u32,
     /// And rows before this one were counted for the key.
@@ -140,6 +142,7 @@ impl Audit {
         Session {
             stages: vec![stage],
             boundaries: [(self.span.first, self.input.clone())].into(),
+            dtypes: self.dtypes.clone(),
             ..Session::new(id, nobody, self.model, Phase::Auditing)
         }
     }
@@ -168,7 +171,6 @@ impl Scheduler {
     fn open_audit(&mut self, id: SessionId, at: usize, follows: bool) -> bool {
         let session = &self.sessions[&id];
         let entry = &session.authored[at];
-        let row_bytes = self.models[session.model].spec.d_model as usize * 4;
         let to = if follows { entry.to } else { entry.to.min(self.config.audits.rows_max) };
         let from = entry.verified;
         if entry.sealed {
@@ -176,14 +178,14 @@ impl Scheduler {
         }
         let Some(input) = session.boundaries.get(&entry.span.first) else { return false };
         let Some(output) = session.boundaries.get(&entry.span.end) else { return false };
-        let Some(rows) = output.rows(from, to, row_bytes) else { return false };
+        let Some(rows) = output.rows(from, to) else { return false };
         if input.start() > 0 || input.end() < to {
             return false;
         }
         let mut input = input.clone();
-        input.truncate(to, row_bytes);
+        input.truncate(to);
         let mut expected = Boundary::starting_at(from);
-        expected.append(rows, row_bytes);
+        expected.append(rows, output.row_bytes());
         let audit = Audit {
             of: id,
             number: entry.number,
@@ -195,6 +197,7 @@ impl Scheduler {
             follows,
             input,
             expected,
+            dtypes: session.dtypes.clone(),
             agreed: from,
             counted: entry.credited,
             findings: Vec::new(),
@@ -211,7 +214,6 @@ impl Scheduler {
     /// Full verification: the audit of a stage is given the stage's new rows, or begun.
     fn follow(&mut self, id: SessionId, at: usize) {
         let session = &self.sessions[&id];
-        let row_bytes = self.models[session.model].spec.d_model as usize * 4;
         let entry = &session.authored[at];
         let number = entry.number;
         let same = |a: &&mut Audit| a.follows && a.of == id && a.number == number;
@@ -222,25 +224,27 @@ impl Scheduler {
             return;
         };
         let (from, to) = (audit.end(), entry.to);
-        let rows = |part: u32| session.boundaries.get(&part)?.rows(from, to, row_bytes);
+        let rows = |part: u32| session.boundaries.get(&part)?.rows(from, to);
+        let width = self.models[session.model].spec.d_model as usize;
+        let row_bytes = |part: u32| session.dtype(part).row_bytes(width);
+        let (input_bytes, output_bytes) = (row_bytes(entry.span.first), row_bytes(entry.span.end));
         let (Some(input), Some(output)) = (rows(entry.span.first), rows(entry.span.end)) else {
             self.start_over(id);
             return;
         };
-        audit.input.append(input.clone(), row_bytes);
-        audit.expected.append(output, row_bytes);
+        audit.input.append(input.clone(), input_bytes);
+        audit.expected.append(output, output_bytes);
         let (first, replay) = (audit.span.first, audit.replay.as_ref().map(|r| r.session));
         let replay = replay.and_then(|replay| self.sessions.get_mut(&replay));
         if let Some(boundary) = replay.and_then(|replay| replay.boundaries.get_mut(&first)) {
-            boundary.append(input, row_bytes);
+            boundary.append(input, input_bytes);
         }
     }
 
     /// The log lacks what verifying would need: the session is computed from its tokens again.
     fn start_over(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let row_bytes = self.models[session.model].spec.d_model as usize * 4;
-        session.roll_back(0, 0, row_bytes);
+        session.roll_back(0, 0);
         session.authored.clear();
         session.fence();
         session.rewind();
@@ -378,15 +382,17 @@ impl Scheduler {
     pub(crate) fn replay_answered(&mut self, session: SessionId, position: u32, rows: &Bytes) {
         let Some(&id) = self.audits.replays.get(&session) else { return };
         let Some(audit) = self.audits.open.get_mut(&id) else { return };
-        let row_bytes = self.models[audit.model].spec.d_model as usize * 4;
+        let width = self.models[audit.model].spec.d_model as usize;
+        let dtype = audit.dtypes.get(&audit.span.end).copied().unwrap_or(Dtype::F32);
+        let row_bytes = dtype.row_bytes(width);
         let answered = position + (rows.len() / row_bytes) as u32;
         let Some(replay) = audit.replay.as_mut() else { return };
         let (from, to) = (replay.compared.max(position), answered.min(audit.expected.end()));
         if from < to {
             let offset = |p: u32| (p - position) as usize * row_bytes;
             let got = &rows[offset(from)..offset(to)];
-            let expected = audit.expected.rows(from, to, row_bytes).expect("they are kept");
-            let differs = replay.how.first_difference(&expected, got, row_bytes);
+            let expected = audit.expected.rows(from, to).expect("they are kept");
+            let differs = replay.how.first_difference(&expected, got, dtype, width);
             let secret = self.config.audits.secret;
             replay.differs = differs.filter(|_| !self.config.sabotage.skip_comparison).map(|row| {
                 let at = row as usize * row_bytes;
@@ -563,11 +569,10 @@ impl Scheduler {
     /// Throws away what rests on rows of `key` that are not verified, behind a new fence.
     fn redo(&mut self, id: SessionId, key: &str) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
-        let row_bytes = self.models[session.model].spec.d_model as usize * 4;
         let wrong = session.authored.iter().filter(|e| *e.key == *key && e.verified < e.to);
         let wrong: Vec<(u32, u32)> = wrong.map(|e| (e.span.end, e.verified)).collect();
         for (part, position) in wrong {
-            session.roll_back(part, position, row_bytes);
+            session.roll_back(part, position);
         }
         session.fence();
         session.rewind();

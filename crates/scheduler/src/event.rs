@@ -4,8 +4,9 @@ use std::fmt;
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::{AssignmentId, BlobRef, Frame, SessionId, ToWorker, WorkerId, WorkerKind};
+use protocol::{AssignmentId, BlobRef, Dtype, Frame, SessionId, ToWorker, WorkerId, WorkerKind};
 
+use crate::links::Traffic;
 use crate::standing::Standing;
 
 /// A point in time, µs since an origin of the shell's choosing.
@@ -202,6 +203,8 @@ pub struct WorkerSpec {
     pub holds: Holds,
     /// Memory for weights, KV and scratch, bytes.
     pub memory_bytes: u64,
+    /// What it speaks beside f32 at the boundaries.
+    pub boundaries: Vec<Dtype>,
     /// Weight bytes worked through per second at 1 and at 8 rows a step.
     pub bytes_per_s: [f64; 2],
     /// Steps outstanding.
@@ -522,6 +525,11 @@ pub struct FleetView {
     pub cached_sessions: usize,
     /// Bytes held by activation logs.
     pub log_bytes: u64,
+    /// Rows that went through an embedding so far: prompts' and chosen tokens, and those that
+    /// were run again.
+    pub tokens_embedded: u64,
+    /// Boundaries that went over links so far.
+    pub traffic: Traffic,
 }
 
 /// A served model.
@@ -585,6 +593,10 @@ pub struct WorkerView {
     pub steps_in_flight: u32,
     /// Rows computed since it joined.
     pub rows: u64,
+    /// What its link carries in sessions that begin now.
+    pub boundary_dtype: Dtype,
+    /// Boundaries that went over its link since it joined.
+    pub traffic: Traffic,
     /// What audits have shown of its key.
     pub standing: Standing,
     /// Why it holds nothing, if so.

@@ -3,9 +3,10 @@
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use protocol::{AssignmentId, BlobRef, Segment, SessionId, Span, WorkerKind};
+use protocol::{AssignmentId, BlobRef, Dtype, Segment, SessionId, Span, WorkerKind};
 
 use crate::event::{Holds, ModelSpec, Time, WorkerSpec};
+use crate::links::Traffic;
 use crate::survival::Sort;
 
 /// Positions of one KV page.
@@ -28,6 +29,10 @@ const SLOWED: f64 = 1.25;
 /// How much dearer a worker counts for each session that it has already, beyond what they
 /// add to its steps: between equals the emptier one is chosen.
 const CROWDING: f64 = 0.05;
+/// Steps of fewer bytes than this, there and back, tell what a link takes for any step.
+const SMALL_BYTES: usize = 16 << 10;
+/// And those of more than this what it takes for a byte.
+const LARGE_BYTES: usize = 64 << 10;
 /// A hop whose time is not known yet, seconds.
 const HOP_UNKNOWN_S: f64 = 0.001;
 
@@ -52,6 +57,11 @@ pub struct Worker {
     pub measured: bool,
     /// Seconds there and back without computing.
     pub hop_s: f64,
+    /// What its link takes for a byte, beyond what it takes for any step, seconds; known once
+    /// there were steps large enough to tell.
+    pub wire_s_per_byte: Option<f64>,
+    /// Boundaries that went over its link.
+    pub traffic: Traffic,
     /// Rows computed.
     pub rows: u64,
     /// Why it holds nothing, if so.
@@ -71,6 +81,8 @@ pub struct Worker {
     /// What its real steps took for a weight byte on the whole, seconds, once there were some.
     usual_s_per_byte: Option<[f64; 2]>,
     ratios: VecDeque<f64>,
+    /// As `hop_s`, of steps with few bytes.
+    small_hop_s: Option<f64>,
 }
 
 /// A shard on a worker.
@@ -107,6 +119,12 @@ pub struct StepInFlight {
     pub span: Span,
     /// What was sent.
     pub segments: Vec<Segment>,
+    /// What the rows are in over the link, there and back.
+    pub wire: [Dtype; 2],
+    /// What those that come back are logged in.
+    pub logged: Dtype,
+    /// Bytes of the payload.
+    pub payload_bytes: usize,
     /// When.
     pub sent_at: Time,
     /// When the worker counts as gone.
@@ -157,6 +175,9 @@ impl Worker {
             held: BTreeMap::new(),
             in_flight: BTreeMap::new(),
             measured: false,
+            wire_s_per_byte: None,
+            small_hop_s: None,
+            traffic: Traffic::default(),
             rows: 0,
             idle_because: None,
             ratios: VecDeque::new(),
@@ -268,8 +289,30 @@ impl Worker {
         (n > 0).then(|| largest[usize::from(n * 99 / 100 + 1 < n)])
     }
 
-    /// Learns from an answered step.
-    pub fn learn(&mut self, step: &StepInFlight, work_bytes: u64, compute_us: u32, now: Time) {
+    /// Learns what a link takes for a step, and for a byte, from one that was under way alone
+    /// for `hop_s` beside its computing.
+    fn learn_link(&mut self, bytes: usize, hop_s: f64) {
+        let average = |known: &mut Option<f64>, new: f64| {
+            let old = known.unwrap_or(new);
+            *known = Some(old + EWMA * (new - old));
+        };
+        if bytes < SMALL_BYTES {
+            average(&mut self.small_hop_s, hop_s);
+        } else if bytes >= LARGE_BYTES {
+            let beyond = (hop_s - self.small_hop_s.unwrap_or(0.0)).max(0.0);
+            average(&mut self.wire_s_per_byte, beyond / bytes as f64);
+        }
+    }
+
+    /// Learns from an answered step, whose answer's payload had `answer_bytes`.
+    pub fn learn(
+        &mut self,
+        step: &StepInFlight,
+        work_bytes: u64,
+        compute_us: u32,
+        answer_bytes: usize,
+        now: Time,
+    ) {
         let rows: u32 = step.segments.iter().map(|s| s.rows).sum();
         self.rows += u64::from(rows);
         self.answered_at = now;
@@ -282,6 +325,7 @@ impl Worker {
         let compute = (f64::from(compute_us) * 1e-6).min(took);
         if step.alone && self.spec.kind != WorkerKind::Embedded {
             self.hop_s += EWMA * (took - compute - self.hop_s);
+            self.learn_link(step.payload_bytes + answer_bytes, took - compute);
         }
         if work_bytes == 0 || compute == 0.0 {
             return;

@@ -16,6 +16,7 @@
 //! | `routing` | a session's way through the shards that are ready, as a pure function |
 //! | `ways` | which shards it is chosen among |
 //! | `requests` | admission, the queue, choices, reuse of a conversation's KV |
+//! | `links` | what boundaries are sent in |
 //! | `steps` | what goes to a worker as one step, and what its answer means |
 //! | `pace` | when the next one goes, so that rows go together |
 //! | `survival`, `visits` | how long a worker may be counted on, when it is tried again |
@@ -43,6 +44,7 @@ mod auditors;
 mod cover;
 mod index;
 mod known;
+mod links;
 mod pace;
 mod recovery;
 mod replicas;
@@ -62,6 +64,7 @@ use protocol::{SessionId, Span, WorkerId};
 pub use event::*;
 use fleet::Worker;
 use index::{Due, Index, Late};
+pub use links::{Boundaries, Traffic};
 use requests::InFlight;
 use session::Session;
 pub use standing::Standing;
@@ -108,6 +111,8 @@ pub struct Config {
     pub attempts_max: u32,
     /// A conversation's KV is reused from this many common tokens on.
     pub reuse_min: u32,
+    /// What the boundaries between stages are sent in.
+    pub boundaries: Boundaries,
     /// What of untrusted workers' answers is verified.
     pub audits: audit::Settings,
     /// Leaves out what an invariant rests on, so that the simulation can show that it would
@@ -148,6 +153,7 @@ impl Default for Config {
             load_patience: Duration::from_secs(60),
             attempts_max: 10,
             reuse_min: 8,
+            boundaries: Boundaries::All(protocol::Dtype::F32),
             audits: audit::Settings::default(),
             sabotage: Sabotage::default(),
         }
@@ -178,6 +184,10 @@ pub struct Scheduler {
     place_at: Option<Time>,
     audits: audit::Audits,
     pace: pace::Pace,
+    /// Boundaries that went over all links, those of workers that are gone included.
+    traffic: Traffic,
+    /// Rows that went through an embedding.
+    tokens_embedded: u64,
     /// The idle worker whose turn it is to be looked at again.
     idle_turn: WorkerId,
 }
@@ -239,6 +249,8 @@ impl Scheduler {
             place_at: None,
             audits: audit::Audits::default(),
             pace: pace::Pace::default(),
+            traffic: Traffic::default(),
+            tokens_embedded: 0,
             idle_turn: WorkerId(0),
         }
     }

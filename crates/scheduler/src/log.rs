@@ -13,6 +13,8 @@ pub struct Boundary {
     end: u32,
     /// First position and rows, ascending and gapless from `start` to `end`.
     chunks: VecDeque<(u32, Bytes)>,
+    /// Bytes of a row; 0 before the first.
+    row_bytes: usize,
     bytes: u64,
 }
 
@@ -37,9 +39,16 @@ impl Boundary {
         self.bytes
     }
 
-    /// Adds rows at the end. `rows` is a whole number of rows of `row_bytes`.
+    /// Bytes of a row; 0 before the first.
+    pub fn row_bytes(&self) -> usize {
+        self.row_bytes
+    }
+
+    /// Adds rows at the end. `rows` is a whole number of rows of `row_bytes`, always the same.
     pub fn append(&mut self, rows: Bytes, row_bytes: usize) {
         debug_assert!(!rows.is_empty() && rows.len().is_multiple_of(row_bytes));
+        assert!(self.chunks.is_empty() || row_bytes == self.row_bytes, "rows of another width");
+        self.row_bytes = row_bytes;
         self.bytes += rows.len() as u64;
         let count = (rows.len() / row_bytes) as u32;
         self.chunks.push_back((self.end, rows));
@@ -47,7 +56,8 @@ impl Boundary {
     }
 
     /// The rows of positions `from..to`, or `None` if they are not all kept.
-    pub fn rows(&self, from: u32, to: u32, row_bytes: usize) -> Option<Bytes> {
+    pub fn rows(&self, from: u32, to: u32) -> Option<Bytes> {
+        let row_bytes = self.row_bytes;
         if from < self.start || to > self.end || from >= to {
             return None;
         }
@@ -85,7 +95,7 @@ impl Boundary {
     }
 
     /// Forgets the rows from `position` on.
-    pub fn truncate(&mut self, position: u32, row_bytes: usize) {
+    pub fn truncate(&mut self, position: u32) {
         if position >= self.end {
             return;
         }
@@ -95,7 +105,7 @@ impl Boundary {
         }
         while let Some((at, bytes)) = self.chunks.back_mut() {
             if *at < position {
-                let keep = (position - *at) as usize * row_bytes;
+                let keep = (position - *at) as usize * self.row_bytes;
                 if keep < bytes.len() {
                     self.bytes -= (bytes.len() - keep) as u64;
                     bytes.truncate(keep);
@@ -127,10 +137,10 @@ mod tests {
     fn rows_come_back_across_chunks() {
         let log = filled(&[3, 1, 4]);
         assert_eq!(log.end(), 8);
-        assert_eq!(log.rows(2, 5, 2).unwrap()[..], [2, 2, 3, 3, 4, 4]);
-        assert_eq!(log.rows(4, 8, 2).unwrap()[..], [4, 4, 5, 5, 6, 6, 7, 7]);
-        assert_eq!(log.rows(7, 9, 2), None);
-        assert_eq!(log.rows(3, 3, 2), None);
+        assert_eq!(log.rows(2, 5).unwrap()[..], [2, 2, 3, 3, 4, 4]);
+        assert_eq!(log.rows(4, 8).unwrap()[..], [4, 4, 5, 5, 6, 6, 7, 7]);
+        assert_eq!(log.rows(7, 9), None);
+        assert_eq!(log.rows(3, 3), None);
     }
 
     #[test]
@@ -138,8 +148,8 @@ mod tests {
         let mut log = filled(&[3, 1, 4]);
         log.forget_before(3);
         assert_eq!((log.start(), log.end(), log.bytes()), (3, 8, 10));
-        assert_eq!(log.rows(2, 4, 2), None);
-        assert_eq!(log.rows(3, 5, 2).unwrap()[..], [3, 3, 4, 4]);
+        assert_eq!(log.rows(2, 4), None);
+        assert_eq!(log.rows(3, 5).unwrap()[..], [3, 3, 4, 4]);
         log.forget_before(7);
         assert_eq!(log.start(), 4, "chunks go as wholes");
     }
@@ -147,11 +157,11 @@ mod tests {
     #[test]
     fn truncation_cuts_inside_a_chunk() {
         let mut log = filled(&[3, 1, 4]);
-        log.truncate(5, 2);
+        log.truncate(5);
         assert_eq!((log.end(), log.bytes()), (5, 10));
         log.append(vec![9, 9].into(), 2);
-        assert_eq!(log.rows(4, 6, 2).unwrap()[..], [4, 4, 9, 9]);
-        log.truncate(0, 2);
+        assert_eq!(log.rows(4, 6).unwrap()[..], [4, 4, 9, 9]);
+        log.truncate(0);
         assert_eq!((log.start(), log.end(), log.bytes()), (0, 0, 0));
     }
 }

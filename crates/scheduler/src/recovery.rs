@@ -2,7 +2,7 @@
 
 use std::collections::BTreeSet;
 
-use protocol::{AssignmentId, SessionId, Span, WorkerId};
+use protocol::{AssignmentId, Dtype, SessionId, Span, WorkerId};
 
 use crate::Scheduler;
 use crate::event::{Note, RequestError};
@@ -116,8 +116,11 @@ impl Scheduler {
             let room = self.reserve(id, &stages, positions);
             assert!(room.is_ok(), "the room was there a moment ago: {room:?}");
         }
+        let chosen = if keeps { Default::default() } else { self.dtypes_of(model, &stages) };
         let session = self.sessions.get_mut(&id).expect("it was just there");
         session.stages = stages;
+        session.fix_dtypes(chosen);
+        session.fix_exact();
         session.recoveries += 1;
         session.fence();
         session.rewind();
@@ -265,12 +268,14 @@ impl Scheduler {
     }
 }
 
-/// Makes one hole of neighbouring ones, so that whatever covers both can fill it.
+/// Makes one hole of neighbouring ones, so that whatever covers both can fill it; but for those
+/// that a lossy boundary parts, which is computed from what was rounded there.
 fn join_holes(session: &mut Session, parts: usize) {
     let mut joined: Vec<Stage> = Vec::new();
-    for stage in session.stages.drain(..) {
+    let exact = |stage: &Stage| session.dtype(stage.span.first) == Dtype::F32;
+    for stage in session.stages.clone() {
         match joined.last_mut() {
-            Some(last) if last.holder.is_none() && stage.holder.is_none() => {
+            Some(last) if last.holder.is_none() && stage.holder.is_none() && exact(&stage) => {
                 last.span.end = stage.span.end;
                 last.layers = has_layers(last.span, parts);
             }

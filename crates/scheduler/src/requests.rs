@@ -113,6 +113,7 @@ impl Scheduler {
                 else {
                     return self.why_no_route(model, prompt_len + 1);
                 };
+                session.fix_dtypes(self.dtypes_of(model, &stages));
                 session.stages = stages;
                 if !self.reserve_or_evict(id, &session.stages, prompt_len + 1) {
                     return Start::Wait;
@@ -168,12 +169,12 @@ impl Scheduler {
         }
         session.stages = donor.stages.clone();
         session.boundaries = donor.boundaries.clone();
+        session.dtypes = donor.dtypes.clone();
         session.authored = donor.authored.clone();
         session.next_authored = donor.next_authored;
         // The whole of a conversation that goes on is superseded; a shared beginning is not.
         let superseded = donor.positions() == common;
-        let model = &self.models[session.model].spec;
-        cut(session, common, model.d_model as usize * 4);
+        cut(session, common);
         session.leave_audits_to_original();
         let released = if superseded { self.take_pages(from, &session.stages) } else { Vec::new() };
         if !self.reserve_or_evict(session.id, &session.stages, session.prompt_len + 1)
@@ -183,6 +184,7 @@ impl Scheduler {
             self.give_pages_back(from, released);
             session.stages.clear();
             session.boundaries.clear();
+            session.dtypes.clear();
             session.authored.clear();
             return None;
         }
@@ -301,8 +303,7 @@ impl Scheduler {
             self.release(id);
         } else {
             session.tokens.truncate(held as usize);
-            let row_bytes = self.models[session.model].spec.d_model as usize * 4;
-            cut(session, held, row_bytes);
+            cut(session, held);
             self.trim_pages(id, held);
         }
         if let Some(in_flight) = self.requests.get_mut(&request) {
@@ -524,13 +525,13 @@ impl Scheduler {
 }
 
 /// Cuts what is known of a session's stages and boundaries to `positions`.
-fn cut(session: &mut Session, positions: u32, row_bytes: usize) {
+fn cut(session: &mut Session, positions: u32) {
     for stage in &mut session.stages {
         stage.done = stage.done.min(positions);
         stage.sent = stage.done;
     }
     for boundary in session.boundaries.values_mut() {
-        boundary.truncate(positions, row_bytes);
+        boundary.truncate(positions);
     }
     for part in session.authored.iter().map(|e| e.span.end).collect::<Vec<_>>() {
         session.cut_authored(part, positions);

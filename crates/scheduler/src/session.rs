@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use bytes::Bytes;
-use protocol::{AssignmentId, SessionId, Span, WorkerId};
+use protocol::{AssignmentId, Dtype, SessionId, Span, WorkerId};
 
 use crate::event::{RequestId, Time};
 use crate::log::Boundary;
@@ -32,6 +32,9 @@ pub struct Session {
     pub stages: Vec<Stage>,
     /// By part: the input of that part. Part 0's input are the tokens.
     pub boundaries: BTreeMap<u32, Boundary>,
+    /// By part: what the input of that part is sent and logged in, from the session's first
+    /// row to its last; see `links`. f32 where nothing is said.
+    pub dtypes: BTreeMap<u32, Dtype>,
     /// What it does.
     pub phase: Phase,
     /// Stages replaced.
@@ -129,6 +132,7 @@ impl Session {
             epoch: 1,
             stages: Vec::new(),
             boundaries: BTreeMap::new(),
+            dtypes: BTreeMap::new(),
             phase,
             recoveries: 0,
             attempts: 0,
@@ -167,6 +171,11 @@ impl Session {
         self.is_live()
             && self.phase != Phase::Following
             && (self.stages.is_empty() || self.stages.iter().any(|s| s.holder.is_none()))
+    }
+
+    /// What the boundary before a part is in.
+    pub fn dtype(&self, part: u32) -> Dtype {
+        self.dtypes.get(&part).copied().unwrap_or(Dtype::F32)
     }
 
     /// Bytes in its log.
@@ -350,9 +359,9 @@ impl Session {
 
     /// Throws away the rows from `position` on that come out before `part` or later. Call
     /// [`Session::fence`] and [`Session::rewind`] afterwards.
-    pub fn roll_back(&mut self, part: u32, position: u32, row_bytes: usize) {
+    pub fn roll_back(&mut self, part: u32, position: u32) {
         for (_, boundary) in self.boundaries.range_mut(part..) {
-            boundary.truncate(position, row_bytes);
+            boundary.truncate(position);
         }
         for stage in self.stages.iter_mut().filter(|s| s.span.end > part) {
             stage.done = stage.done.min(position);

@@ -6,17 +6,29 @@
 use bytes::{Bytes, BytesMut};
 use protocol::{
     AssignmentId, Dtype, Frame, FrameKind, PAYLOAD_BYTES_MAX, SEGMENTS_MAX, Segment, SessionId,
-    Span, Status, WorkerId,
+    Span, Status, WorkerId, boundary,
 };
 
 use crate::Scheduler;
 use crate::audit::lag;
 use crate::event::{Action, Note, RequestError};
 use crate::fleet::StepInFlight;
+use crate::links;
 use crate::session::{Phase, Session, Stage};
 
 /// A prefill chunk is not made smaller than this to keep a step short.
 const CHUNK_ROWS_MIN: u32 = 16;
+
+/// What the rows of one step have in common.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+struct Target {
+    /// The shard.
+    assignment: AssignmentId,
+    /// Its parts that are run.
+    span: Span,
+    /// What the rows are logged in before them and after.
+    dtypes: [Dtype; 2],
+}
 
 /// Rows of one session that wait for a stage.
 pub(crate) struct Waiting {
@@ -35,13 +47,13 @@ impl Scheduler {
         // they were.
         while let Some(worker) = self.due.send.pop_first() {
             while self.workers.get(&worker).is_some_and(|w| w.has_credit() && !w.draining) {
-                let Some((assignment, span, rows)) = self.next_batch(worker) else { break };
+                let Some((target, rows)) = self.next_batch(worker) else { break };
                 let rows = self.rows_due(worker, rows);
                 if rows.is_empty() {
                     break;
                 }
                 // Rows that the log lacks wait for the stages before, which are touched by it.
-                self.send_step(worker, assignment, span, rows);
+                self.send_step(worker, target, rows);
                 self.settle();
             }
         }
@@ -49,9 +61,8 @@ impl Scheduler {
     }
 
     /// What waits for a worker: the group that was served the longest ago.
-    fn next_batch(&self, worker: WorkerId) -> Option<(AssignmentId, Span, Vec<Waiting>)> {
-        let mut groups: std::collections::BTreeMap<(AssignmentId, Span), Vec<Waiting>> =
-            Default::default();
+    fn next_batch(&self, worker: WorkerId) -> Option<(Target, Vec<Waiting>)> {
+        let mut groups: std::collections::BTreeMap<Target, Vec<Waiting>> = Default::default();
         let skip_replay = self.config.sabotage.skip_replay;
         for id in self.index.waiting.get(&worker)? {
             let session = &self.sessions[id];
@@ -61,7 +72,9 @@ impl Scheduler {
                     continue;
                 }
                 let Some((from, to)) = session.rows_waiting(i, skip_replay) else { continue };
-                groups.entry((assignment, stage.span)).or_default().push(Waiting {
+                let dtypes = self.stage_dtypes(session, stage.span);
+                let target = Target { assignment, span: stage.span, dtypes };
+                groups.entry(target).or_default().push(Waiting {
                     session: session.id,
                     stage: i,
                     from,
@@ -71,11 +84,11 @@ impl Scheduler {
             }
         }
         let oldest = |rows: &Vec<Waiting>| rows.iter().map(|w| w.served).min();
-        let ((assignment, span), mut rows) =
+        let (target, mut rows) =
             groups.into_iter().min_by_key(|(key, rows)| (oldest(rows), *key))?;
         // Decodes first, so that a long prompt holds nobody up.
         rows.sort_by_key(|w| (w.to - w.from > 1, w.served, w.session));
-        Some((assignment, span, rows))
+        Some((target, rows))
     }
 
     /// Rows that a step through `span` may have if it is not to take too long.
@@ -93,15 +106,11 @@ impl Scheduler {
     }
 
     /// Sends one step with as many of the rows as fit.
-    fn send_step(
-        &mut self,
-        worker: WorkerId,
-        assignment: AssignmentId,
-        span: Span,
-        waiting: Vec<Waiting>,
-    ) {
+    fn send_step(&mut self, worker: WorkerId, target: Target, waiting: Vec<Waiting>) {
+        let Target { assignment, span, dtypes } = target;
         let model = self.workers[&worker].held[&assignment].model;
-        let row_bytes = self.models[model].spec.d_model as usize * 4;
+        let width = self.width(model);
+        let wire = dtypes.map(|dtype| self.workers[&worker].on_wire(dtype));
         let parts = self.models[model].spec.parts.len() as u32;
         let logits_bytes = self.models[model].spec.vocab as usize * 4;
         let logits_max = (PAYLOAD_BYTES_MAX / logits_bytes.max(1)).max(1);
@@ -125,7 +134,7 @@ impl Scheduler {
             let session = self.sessions.get_mut(&wait.session).expect("it waits");
             let rows = (wait.to - wait.from).min(rows_left).min(self.config.chunk_rows_max);
             let to = wait.from + rows;
-            let Some(input) = input(session, wait.stage, wait.from, to, row_bytes) else {
+            let Some(input) = input(session, wait.stage, wait.from, to) else {
                 // The log was dropped: the stages before run those rows again.
                 session.fence();
                 session.rewind();
@@ -141,7 +150,7 @@ impl Scheduler {
                 logits_rows: u32::from(wants_logits),
                 status: Status::Ok,
             });
-            payload.push(input);
+            payload.push(links::convert(input, dtypes[0], wire[0], width));
             session.stages[wait.stage].sent = to;
             session.served = step + lag(session, &self.config);
             rows_left -= rows;
@@ -154,10 +163,14 @@ impl Scheduler {
         let work = self.models[model].work_bytes(span);
         let w = self.workers.get_mut(&worker).expect("it has a credit");
         let predicted_s = w.compute_s(work, rows);
+        let payload = join(payload);
         let in_flight = StepInFlight {
             assignment,
             span,
             segments: segments.clone(),
+            wire,
+            logged: dtypes[1],
+            payload_bytes: payload.len(),
             sent_at: self.now,
             deadline: self.now.plus(w.patience(w.expected_s(predicted_s))),
             predicted_s,
@@ -171,15 +184,16 @@ impl Scheduler {
             span,
             step,
             compute_us: 0,
-            dtype: if span.first == 0 { Dtype::U32 } else { Dtype::F32 },
+            dtype: wire[0],
+            answer: wire[1],
             segments,
-            payload: join(payload),
+            payload,
         };
         self.actions.push_back(Action::Step { worker, frame });
     }
 
     /// A worker answered: its rows go into the log and on to the next stage.
-    pub(crate) fn step_answered(&mut self, id: WorkerId, frame: Frame) {
+    pub(crate) fn step_answered(&mut self, id: WorkerId, mut frame: Frame) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         let Some(step) = worker.in_flight.remove(&frame.step) else {
             let reason = format!("step {} is not outstanding", frame.step);
@@ -191,7 +205,7 @@ impl Scheduler {
         };
         let spec = &self.models[model].spec;
         let is_head = step.span.end == spec.parts.len() as u32;
-        let width = if is_head { spec.vocab } else { spec.d_model } as usize * 4;
+        let width = if is_head { spec.vocab } else { spec.d_model } as usize;
         if let Err(reason) = check_answer(&step, &frame, is_head, width) {
             self.dismiss(id, &reason, false);
             return;
@@ -199,17 +213,20 @@ impl Scheduler {
         let work = self.models[model].work_bytes(step.span);
         if frame.segments.iter().all(|s| s.status == Status::Ok) {
             let worker = self.workers.get_mut(&id).expect("it answered");
-            worker.learn(&step, work, frame.compute_us, self.now);
+            worker.learn(&step, work, frame.compute_us, frame.payload.len(), self.now);
             self.plan_visit(id);
+            self.count_traffic(id, &step, model);
         }
+        frame.payload = links::convert(frame.payload, step.wire[1], step.logged, width);
+        let row_bytes = step.logged.row_bytes(width);
         let whole = frame.segments.len() == 1;
         let mut offset = 0;
         for (sent, got) in step.segments.iter().zip(&frame.segments) {
             let rows = if is_head { sent.logits_rows } else { sent.rows } as usize;
             let mut output = Bytes::new();
             if got.status == Status::Ok {
-                let bytes = frame.payload.slice(offset..offset + rows * width);
-                offset += rows * width;
+                let bytes = frame.payload.slice(offset..offset + rows * row_bytes);
+                offset += rows * row_bytes;
                 // A slice would keep the other sessions' rows alive with it.
                 output = if whole { bytes } else { Bytes::copy_from_slice(&bytes) };
             }
@@ -292,6 +309,7 @@ impl Scheduler {
         let session = self.sessions.get_mut(&sent.session).expect("it was found");
         session.overflow = Some((sent.position, worker));
         let old: Vec<Stage> = session.stages.splice(stage..=stage, other).collect();
+        session.fix_exact();
         session.fence();
         let epoch = session.epoch;
         self.forget_stages(sent.session, epoch, old);
@@ -306,7 +324,9 @@ impl Scheduler {
     /// A stage computed rows `position..position + rows`.
     fn rows_computed(&mut self, worker: WorkerId, sent: &Segment, i: usize, output: Bytes) {
         let session = self.sessions.get_mut(&sent.session).expect("it was found");
-        let row_bytes = self.models[session.model].spec.d_model as usize * 4;
+        let next = session.stages[i].span.end;
+        let width = self.models[session.model].spec.d_model as usize;
+        let row_bytes = session.dtype(next).row_bytes(width);
         let stage = &mut session.stages[i];
         let end = sent.position + sent.rows;
         let in_order = sent.position == stage.done || (i > 0 && !stage.layers);
@@ -315,7 +335,6 @@ impl Scheduler {
             return;
         }
         stage.done = end;
-        let next = stage.span.end;
         if i + 1 < session.stages.len() {
             let boundary = session.boundaries.entry(next).or_default();
             // A replay's rows are there already, from the first time.
@@ -354,13 +373,13 @@ impl Scheduler {
 }
 
 /// The input rows `from..to` of a session's stage.
-fn input(session: &Session, stage: usize, from: u32, to: u32, row_bytes: usize) -> Option<Bytes> {
+fn input(session: &Session, stage: usize, from: u32, to: u32) -> Option<Bytes> {
     match session.stages[stage].span.first {
         0 => {
             let tokens = &session.tokens[from as usize..to as usize];
             Some(tokens.iter().flat_map(|t| t.to_le_bytes()).collect())
         }
-        part => session.boundaries.get(&part)?.rows(from, to, row_bytes),
+        part => session.boundaries.get(&part)?.rows(from, to),
     }
 }
 
@@ -375,7 +394,7 @@ fn join(mut pieces: Vec<Bytes>) -> Bytes {
     joined.freeze()
 }
 
-/// Whether an answer has the shape of its step's, and finite numbers only.
+/// Whether an answer has the shape of its step's, rows of `width` values, and finite numbers only.
 fn check_answer(
     step: &StepInFlight,
     frame: &Frame,
@@ -393,15 +412,22 @@ fn check_answer(
     }
     let ok = step.segments.iter().zip(&frame.segments).filter(|(_, g)| g.status == Status::Ok);
     let rows: usize = ok.map(|(s, _)| if is_head { s.logits_rows } else { s.rows } as usize).sum();
-    let expected = rows * width;
-    if frame.payload.len() != expected || (expected > 0 && frame.dtype != Dtype::F32) {
+    let dtype = step.wire[1];
+    let expected = rows * dtype.row_bytes(width);
+    if frame.payload.len() != expected || (expected > 0 && frame.dtype != dtype) {
         return Err(format!(
-            "step {} was answered with {} bytes where {expected} of f32 belong",
+            "step {} was answered with {} bytes of {} where {expected} of {} belong",
             frame.step,
-            frame.payload.len()
+            frame.payload.len(),
+            frame.dtype.name(),
+            dtype.name()
         ));
     }
-    if !is_finite(&frame.payload) {
+    let sound = match dtype {
+        Dtype::F32 => is_finite(&frame.payload),
+        _ => boundary::is_sound(&frame.payload, dtype, width),
+    };
+    if !sound {
         return Err(format!("step {} was answered with values that are not finite", frame.step));
     }
     Ok(())

@@ -2,7 +2,16 @@
 
 use std::sync::Arc;
 
+use protocol::{Dtype, boundary};
+
 use crate::standing::keyed_hash;
+
+/// Values that have a scale in common in int8 rows.
+const BLOCK: usize = 32;
+/// What a step of f16 is at most, of the value: 2⁻¹⁰.
+const F16_STEP: f64 = 1.0 / 1024.0;
+/// And of the smallest values: 2⁻²⁴.
+const F16_STEP_MIN: f64 = 1.0 / 16_777_216.0;
 
 /// Largest distance ‖a − b‖ / ‖b‖ of a row of a `wgsl-f32` stage to the same row of another
 /// GPU's or of `exact-f32`'s. Lavapipe is at most 4e-3 of the largest value away from
@@ -43,26 +52,47 @@ pub fn comparison(audited: &str, replayed: &str) -> Option<Comparison> {
 }
 
 impl Comparison {
-    /// The first of the rows that differ, counted from 0. Both are `[T, D]` f32 LE with rows
-    /// of `row_bytes`, of the same length.
-    pub fn first_difference(self, got: &[u8], wanted: &[u8], row_bytes: usize) -> Option<u32> {
+    /// The first of the rows that differ, counted from 0. Both are sound rows `[T, width]` in
+    /// `dtype` (`protocol::boundary`), of the same length. What was rounded alike is compared as
+    /// it was sent; within a band, what one step of rounding may have made of nothing does not
+    /// count.
+    pub fn first_difference(
+        self,
+        got: &[u8],
+        wanted: &[u8],
+        dtype: Dtype,
+        width: usize,
+    ) -> Option<u32> {
         debug_assert_eq!(got.len(), wanted.len());
+        let row_bytes = dtype.row_bytes(width);
         let mut rows = got.chunks_exact(row_bytes).zip(wanted.chunks_exact(row_bytes));
         let apart = |(got, wanted): (&[u8], &[u8])| match self {
             Comparison::Bits => got != wanted,
-            Comparison::Within(band) => distance(got, wanted) > band,
+            Comparison::Within(band) => {
+                let values = |row| boundary::decode(row, dtype, width);
+                let (Some(got), Some(wanted)) = (values(got), values(wanted)) else { return true };
+                distance(&got, &wanted, dtype) > band
+            }
         };
         rows.position(apart).map(|row| row as u32)
     }
 }
 
-/// ‖a − b‖ / ‖b‖ of two rows `[D]` f32 LE of finite values.
-fn distance(a: &[u8], b: &[u8]) -> f64 {
-    let value = |x: &[u8]| f64::from(f32::from_le_bytes([x[0], x[1], x[2], x[3]]));
+/// ‖a − b‖ / ‖b‖ of two rows `[D]` of finite values, what is within one step of `dtype` left out.
+fn distance(a: &[f32], b: &[f32], dtype: Dtype) -> f64 {
     let (mut apart, mut size) = (0.0, 0.0);
-    for (a, b) in a.chunks_exact(4).map(value).zip(b.chunks_exact(4).map(value)) {
-        apart += (a - b) * (a - b);
-        size += b * b;
+    for (a, b) in a.chunks(BLOCK).zip(b.chunks(BLOCK)) {
+        let largest = a.iter().chain(b).fold(0.0f64, |max, x| max.max(f64::from(x.abs())));
+        for (a, b) in a.iter().zip(b).map(|(a, b)| (f64::from(*a), f64::from(*b))) {
+            let step = match dtype {
+                Dtype::U32 | Dtype::F32 => 0.0,
+                Dtype::F16 => (a.abs().max(b.abs()) * F16_STEP).max(F16_STEP_MIN),
+                Dtype::I8 => largest / 127.0,
+            };
+            let off = ((a - b).abs() - step).max(0.0);
+            apart += off * off;
+            size += b * b;
+        }
     }
     match apart == 0.0 {
         true => 0.0,
@@ -181,7 +211,9 @@ mod tests {
         let wanted = rows(&[1.0, 2.0, 3.0, 4.0]);
         let near = rows(&[1.0, 2.0, 3.0, 4.01]);
         let far = rows(&[1.0, 2.0, 3.0, -4.0]);
-        let of = |a, b, got: &[u8]| comparison(a, b).unwrap().first_difference(got, &wanted, 8);
+        let of = |a, b, got: &[u8]| {
+            comparison(a, b).unwrap().first_difference(got, &wanted, Dtype::F32, 2)
+        };
         assert_eq!(of("canonical-1", "canonical-1", &wanted), None);
         assert_eq!(of("canonical-1", "canonical-1", &near), Some(1));
         for replayed in ["wgsl-f32", "exact-f32", "canonical-1"] {
@@ -191,7 +223,10 @@ mod tests {
         assert_eq!(comparison("canonical-1", "exact-f32"), None);
         assert_eq!(comparison("canonical-1", "wgsl-f32"), None);
         let zeros = rows(&[0.0, 0.0]);
-        assert_eq!(Comparison::Within(0.1).first_difference(&zeros, &zeros, 8), None);
-        assert_eq!(Comparison::Within(0.1).first_difference(&wanted[..8], &zeros, 8), Some(0));
+        assert_eq!(Comparison::Within(0.1).first_difference(&zeros, &zeros, Dtype::F32, 2), None);
+        assert_eq!(
+            Comparison::Within(0.1).first_difference(&wanted[..8], &zeros, Dtype::F32, 2),
+            Some(0)
+        );
     }
 }

@@ -25,6 +25,8 @@ impl Scheduler {
             queued: self.queue.len(),
             cached_sessions: self.index.cached.len(),
             log_bytes: self.index.log_bytes,
+            tokens_embedded: self.tokens_embedded,
+            traffic: self.traffic,
         }
     }
 
@@ -166,6 +168,8 @@ impl Scheduler {
             hop_ms: worker.hop_s * 1e3,
             steps_in_flight: worker.in_flight.len() as u32,
             rows: worker.rows,
+            boundary_dtype: self.link_dtype(worker),
+            traffic: worker.traffic,
             standing: spec.standing,
             idle_because: worker.idle_because.clone(),
         }

@@ -5,7 +5,7 @@ use engine::{Class, Input, Limits, Output, StepError, kv_page_bytes};
 use litemap::LiteMap;
 use model::Manifest;
 use protocol::payload::{elements, to_payload};
-use protocol::{Assignment, BlobHash, BlobRef, Dtype, SessionId};
+use protocol::{Assignment, BlobHash, BlobRef, Dtype, SessionId, boundary};
 use worker_core::{Run, RunFault, Shape, ShardKey};
 
 use crate::source::{Blobs, Source, SourceError};
@@ -101,6 +101,8 @@ pub struct Shards {
 
 struct Held {
     state: Result<Loaded, String>,
+    /// Width of its hidden states.
+    d_model: usize,
     /// For the sum of what is held: weights, which shards on the CPU share, and the KV cache.
     blobs: LiteMap<BlobHash, u64>,
     kv_bytes: u64,
@@ -191,7 +193,10 @@ impl Shards {
         for blob in &assignment.blobs {
             blobs.insert(blob.hash.clone(), blob.bytes);
         }
-        self.held.insert(shard, Held { state: Ok(loaded), blobs, kv_bytes: kv });
+        self.held.insert(
+            shard,
+            Held { state: Ok(loaded), d_model: dims.d_model as usize, blobs, kv_bytes: kv },
+        );
         Ok(Shape { layers: dims.layers, d_model: dims.d_model, vocab: dims.vocab })
     }
 
@@ -204,7 +209,7 @@ impl Shards {
         Ok(())
     }
 
-    /// Computes a step: hidden states or logits, f32 little-endian.
+    /// Computes a step: hidden states in the dtype that it asks for, or logits in f32.
     ///
     /// # Errors
     /// The step's or the shard's fault.
@@ -227,13 +232,16 @@ impl Shards {
                 let tokens = elements::<u32>(&run.payload);
                 loaded.step(run.span, &segments, Input::Tokens(&tokens)).await
             }
-            Dtype::F32 => {
-                let hidden = elements::<f32>(&run.payload);
+            dtype @ (Dtype::F32 | Dtype::F16 | Dtype::I8) => {
+                let hidden = boundary::decode(&run.payload, dtype, held.d_model)
+                    .ok_or_else(|| RunFault::BadStep(format!("no rows of {}", dtype.name())))?;
                 loaded.step(run.span, &segments, Input::Hidden(&hidden)).await
             }
         };
         match output {
-            Ok(Output::Hidden(values) | Output::Logits(values)) => Ok(to_payload(values)),
+            Ok(Output::Hidden(values)) => boundary::encode(values, run.answer, held.d_model)
+                .map_err(|fault| RunFault::Broken(fault.to_string())),
+            Ok(Output::Logits(values)) => Ok(to_payload(values)),
             Err(error) => Err(fault(error)),
         }
     }
@@ -501,6 +509,7 @@ mod tests {
                 status: protocol::Status::Ok,
             }],
             dtype: Dtype::F32,
+            answer: Dtype::F32,
             payload: to_payload(vec![0.5; manifest.dims.d_model as usize]),
         };
         let hidden = now(shards.run(&run)).unwrap();

@@ -4,7 +4,7 @@ use std::collections::VecDeque;
 
 use litemap::LiteMap;
 use protocol::{
-    AssignmentId, BlobHash, FromWorker, Hello, NAME_BYTES_MAX, NOTE_BYTES_MAX, NOTES_MAX,
+    AssignmentId, BlobHash, Dtype, FromWorker, Hello, NAME_BYTES_MAX, NOTE_BYTES_MAX, NOTES_MAX,
     PROTOCOL_VERSION, ToWorker, challenge_bytes, clean_text, clean_text_to, invited_bytes,
 };
 
@@ -190,6 +190,7 @@ impl WorkerCore {
             notes: notes.map(|note| clean_text_to(note, NOTE_BYTES_MAX)).collect(),
             classes: config.classes.clone(),
             memory_bytes: config.memory_bytes,
+            boundaries: Dtype::LOSSY.to_vec(),
             bytes_per_s: config.bytes_per_s,
             step_credits: config.step_credits,
             cached,

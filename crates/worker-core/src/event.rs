@@ -255,8 +255,10 @@ pub struct Run {
     /// The sessions' rows; each session once, its position no further than what it holds.
     pub segments: Vec<Segment>,
     /// What the payload holds: [`Dtype::U32`] token ids if the span starts with the
-    /// embedding, else [`Dtype::F32`] hidden states.
+    /// embedding, else hidden states.
     pub dtype: Dtype,
+    /// What hidden states that come out are to be in; logits are f32.
+    pub answer: Dtype,
     /// The segments' rows in order; its length fits them.
     pub payload: Bytes,
 }

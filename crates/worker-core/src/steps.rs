@@ -186,9 +186,9 @@ impl WorkerCore {
         let within = held.assignment.span;
         let Some(ready) = held.ready() else { return self.refuse(step) };
         let (shard, shape) = (ready.shard, ready.shape);
-        let takes = if span.first == 0 { (Dtype::U32, 1) } else { (Dtype::F32, shape.d_model) };
+        let (tokens, width) = if span.first == 0 { (true, 1) } else { (false, shape.d_model) };
         let fits = within.first <= span.first && span.end <= within.end;
-        if !fits || dtype != takes.0 || step.check_payload(false, takes.1).is_err() {
+        if !fits || (dtype == Dtype::U32) != tokens || step.check_payload(false, width).is_err() {
             return self.refuse(step);
         }
         let layers = Span { first: span.first.max(1), end: span.end.min(shape.layers + 1) };
@@ -217,8 +217,10 @@ impl WorkerCore {
             self.act(Action::Release { shard, session });
         }
         let gives_logits = span.end > shape.layers + 1;
-        let width = if gives_logits { shape.vocab } else { shape.d_model };
-        let row_bytes = 4 * width as usize;
+        let row_bytes = match gives_logits {
+            true => Dtype::F32.row_bytes(shape.vocab as usize),
+            false => step.answer.row_bytes(shape.d_model as usize),
+        };
         let run = RunId(0);
         let compute_us = 0;
         self.run(Running { run, shard, step, gives_logits, row_bytes, layers, compute_us });
@@ -240,6 +242,7 @@ impl WorkerCore {
             span: step.span,
             payload: rows_of_ok(step),
             dtype: step.dtype,
+            answer: step.answer,
             segments,
         }));
         self.running = Some(running);
@@ -345,15 +348,16 @@ impl WorkerCore {
     /// Answers a step that does not fit this worker: unknown assignment, wrong span or width.
     fn refuse(&mut self, mut step: Frame) {
         step.segments.iter_mut().for_each(|s| s.status = Status::BadInput);
-        self.send_answer(step, 0, Bytes::new());
+        self.send_answer(step, Dtype::F32, 0, Bytes::new());
     }
 
     fn answer(&mut self, running: Running, payload: Bytes) {
-        self.send_answer(running.step, running.compute_us, payload);
+        let dtype = if running.gives_logits { Dtype::F32 } else { running.step.answer };
+        self.send_answer(running.step, dtype, running.compute_us, payload);
     }
 
-    fn send_answer(&mut self, step: Frame, compute_us: u32, payload: Bytes) {
-        let (kind, dtype) = (FrameKind::Result, Dtype::F32);
+    fn send_answer(&mut self, step: Frame, dtype: Dtype, compute_us: u32, payload: Bytes) {
+        let kind = FrameKind::Result;
         self.act(Action::SendFrame(Frame { kind, dtype, compute_us, payload, ..step }));
     }
 }

@@ -268,6 +268,7 @@ impl World {
             step: self.last_step,
             compute_us: 0,
             dtype: Dtype::F32,
+            answer: Dtype::F32,
             segments,
             payload: to_payload(tags),
         };

@@ -211,6 +211,7 @@ impl Script {
             step: number.parse().unwrap(),
             compute_us: 0,
             dtype,
+            answer: Dtype::F32,
             segments,
             payload: Bytes::from(vec![0; rows as usize * width * 4]),
         }

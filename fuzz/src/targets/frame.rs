@@ -10,6 +10,7 @@ use protocol::codec::{HEADER_BYTES, decode, encode};
 use protocol::{
     Assignment, AssignmentId, BlobRef, Chunks, Dtype, Frame, FrameKind, FromWorker, Hello,
     PROTOCOL_VERSION, Reassembler, Segment, SessionId, Span, Status, ToWorker, WorkerKind,
+    boundary,
 };
 
 use super::Target;
@@ -17,6 +18,8 @@ use crate::mutate::{Form, Seed};
 
 pub struct FrameTarget;
 
+/// Values of a row of hidden states.
+const WIDTH: u32 = 40;
 /// Where a frame's checksum stands: in the last four bytes of its header.
 const CRC_AT: usize = HEADER_BYTES - 4;
 /// A chunk's header.
@@ -30,7 +33,8 @@ impl Target for FrameTarget {
     fn corpus(&self) -> Vec<Seed> {
         let binary = |pieces, head_bytes| Seed { pieces, head_bytes, form: Form::Binary };
         let mut seeds = Vec::new();
-        for frame in [step(Dtype::U32, 1), step(Dtype::F32, 4), answer()] {
+        let lossy = Dtype::LOSSY.map(lossy_answer);
+        for frame in [step(Dtype::U32, 1), step(Dtype::F32, 4), answer()].into_iter().chain(lossy) {
             let bytes = encode(&frame).expect("a good frame").to_vec();
             seeds.push(binary(vec![bytes], HEADER_BYTES + 96));
             let chunks = |number| Chunks::new(&frame, number).expect("a good frame");
@@ -133,9 +137,18 @@ fn feed_control(text: &str) -> &'static str {
 fn check_frame(frame: &Frame) {
     assert_eq!(frame.validate(), Ok(()));
     assert!(frame.span.first < frame.span.end);
-    assert!(frame.payload.len().is_multiple_of(4));
     let rows = frame.payload_rows(frame.kind == FrameKind::Result);
     black_box(frame.check_payload(true, rows).is_ok());
+    if frame.dtype.is_boundary() && frame.check_payload(false, WIDTH).is_ok() {
+        let width = WIDTH as usize;
+        let sound = boundary::is_sound(&frame.payload, frame.dtype, width);
+        if let Some(values) = boundary::decode(&frame.payload, frame.dtype, width).filter(|_| sound)
+        {
+            assert!(values.iter().all(|x| x.is_finite()));
+            let again = boundary::encode(values.into_owned(), frame.dtype, width);
+            black_box(again.expect("they are finite"));
+        }
+    }
 }
 
 /// The frame with its checksum put right, where it is long enough to have one.
@@ -163,6 +176,7 @@ fn step(dtype: Dtype, width: usize) -> Frame {
         step: 11,
         compute_us: 0,
         dtype,
+        answer: Dtype::I8,
         segments: vec![segment(1, 64, 3, Status::Ok), segment(2, 0, 2, Status::Ok)],
         payload: vec![1; 5 * width * 4].into(),
     }
@@ -180,6 +194,13 @@ fn answer() -> Frame {
         payload: vec![2; 3 * 4 * 4].into(),
         ..step(Dtype::F32, 4)
     }
+}
+
+/// Rows as a worker rounds them.
+fn lossy_answer(dtype: Dtype) -> Frame {
+    let values = (0..5 * WIDTH).map(|i| i as f32 - 60.5).collect();
+    let payload = boundary::encode(values, dtype, WIDTH as usize).expect("finite values");
+    Frame { kind: FrameKind::Result, dtype, answer: dtype, payload, ..step(Dtype::F32, 4) }
 }
 
 fn blob(digit: &str) -> BlobRef {
@@ -220,6 +241,7 @@ fn from_worker() -> Vec<FromWorker> {
             notes: vec!["no GPU".into()],
             classes: vec!["canonical-1".into()],
             memory_bytes: 1 << 30,
+            boundaries: vec![Dtype::F16, Dtype::I8],
             bytes_per_s: [1e9, 2e9],
             step_credits: 2,
             cached: vec!["d".repeat(64)],

@@ -16,7 +16,7 @@ const ARROWS: [(&str, &[&str]); 15] = [
     ("engine", &["model", "numerics", "shaders"]),
     ("reference", &["model", "numerics"]),
     ("shaders", &[]),
-    ("protocol", &[]),
+    ("protocol", &["numerics"]),
     ("api", &[]),
     ("model", &[]),
     ("text", &[]),
@@ -65,7 +65,7 @@ mod tests {
             ("model", &[]),
             ("numerics", &[]),
             ("shaders", &[]),
-            ("protocol", &[]),
+            ("protocol", &["numerics"]),
             ("tests", &["engine", "protocol"]),
         ]);
         assert_eq!(check(&metadata), Vec::<String>::new());

@@ -50,6 +50,8 @@ fn view() -> FleetView {
         hop_ms: 0.5,
         steps_in_flight: 1,
         rows: 9,
+        boundary_dtype: protocol::Dtype::F16,
+        traffic: scheduler::Traffic { bytes: 1000, bytes_f32: 2000 },
         standing: Standing { agreements: 12, disagreements: 1, banned: false, rows_verified: 34 },
         idle_because: None,
     };
@@ -71,6 +73,8 @@ fn view() -> FleetView {
         queued: 1,
         cached_sessions: 2,
         log_bytes: 3,
+        tokens_embedded: 4,
+        traffic: scheduler::Traffic { bytes: 1000, bytes_f32: 2000 },
     }
 }
 
@@ -107,6 +111,9 @@ async fn the_fleet_is_shown() {
                     "kv_pages": 8,
                 }],
                 "layer_tokens_per_s": 12.5, "hop_ms": 0.5, "steps_in_flight": 1, "rows": 9,
+                "boundary_dtype": "f16",
+                "boundaries": {"bytes": 1000, "bytes_f32": 2000,
+                    "bytes_per_token": 1000.0 / 9.0, "bytes_per_token_f32": 2000.0 / 9.0},
                 "agreements": 12, "disagreements": 1, "rows_verified": 34,
                 "idle_because": null, "record": null,
             }],
@@ -116,7 +123,10 @@ async fn the_fleet_is_shown() {
                 "prompt_tokens": 4, "tokens": 6, "state": "waiting", "waiting_for": "the head",
                 "recoveries": 1,
             }],
-            "queued": 1, "cached_sessions": 2, "log_bytes": 3, "blob_bytes_sent": 0,
+            "queued": 1, "cached_sessions": 2, "log_bytes": 3,
+            "boundaries": {"bytes": 1000, "bytes_f32": 2000, "bytes_per_token": 250.0,
+                "bytes_per_token_f32": 500.0},
+            "blob_bytes_sent": 0,
         })
     );
 }

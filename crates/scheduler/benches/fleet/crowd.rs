@@ -198,6 +198,7 @@ impl Crowd {
             trusted: ends,
             holds: if ends { Holds::Ends } else { Holds::Anything },
             memory_bytes: memory * spread / 1000 * MIB,
+            boundaries: Vec::new(),
             bytes_per_s: [rate, rate / 3.0],
             step_credits: 2,
             classes: vec!["canonical-1".into()],

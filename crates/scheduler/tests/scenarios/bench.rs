@@ -4,7 +4,7 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::{BlobRef, Frame, FrameKind, SessionId, ToWorker, WorkerId, WorkerKind};
+use protocol::{BlobRef, Dtype, Frame, FrameKind, SessionId, ToWorker, WorkerId, WorkerKind};
 use scheduler::{
     Action, ClassSpec, Config, Event, Holds, ModelSpec, Note, PartSpec, Request, RequestError,
     RequestId, Scheduler, Standing, Time, WorkerSpec,
@@ -158,12 +158,12 @@ impl Bench {
         let head = step.span.end == LAYERS + 2;
         let rows: u32 =
             step.segments.iter().map(|s| if head { s.logits_rows } else { s.rows }).sum();
-        let width = if head { VOCAB } else { D_MODEL };
+        let (width, dtype) = if head { (VOCAB, Dtype::F32) } else { (D_MODEL, step.answer) };
         let mut frame = Frame {
             kind: FrameKind::Result,
             compute_us: 1000,
-            dtype: protocol::Dtype::F32,
-            payload: Bytes::from(vec![0; (rows * width * 4) as usize]),
+            dtype,
+            payload: Bytes::from(vec![0; rows as usize * dtype.row_bytes(width as usize)]),
             ..step.clone()
         };
         spoil(&mut frame);
@@ -201,6 +201,7 @@ pub fn worker(id: u64, memory_bytes: u64, trusted: bool, holds: Holds) -> Worker
         trusted,
         holds,
         memory_bytes,
+        boundaries: Vec::new(),
         bytes_per_s: [1e9, 2e8],
         step_credits: 2,
         classes: vec!["canonical-1".into()],

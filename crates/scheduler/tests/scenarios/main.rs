@@ -3,6 +3,7 @@
 mod audits;
 mod bench;
 mod blame;
+mod boundaries;
 mod large;
 mod pace;
 mod tabs;

@@ -1,0 +1,172 @@
+//! What a session's boundaries are sent in, and how many bytes went over the links.
+//!
+//! A *link* is a worker's connection; the embedded worker has none. Each boundary of a session
+//! has one dtype from its first row to its last: the coarser one of the two links that it
+//! crosses, chosen when the session is given its route, and kept whatever becomes of those
+//! workers. The log holds rows as they were sent, so a replacement is fed the same values. A
+//! boundary that a repair puts where none was is f32, and a hole never swallows a lossy one:
+//! neither changes what a session computes. Only where a session has to begin on another route
+//! altogether, its boundaries lie elsewhere, and so does what is rounded.
+//!
+//! A worker that does not speak a boundary's dtype is sent f32, and its answers are rounded
+//! here, to the same bytes: rounding depends on nothing but the row.
+
+use std::collections::BTreeMap;
+
+use bytes::Bytes;
+use protocol::{Dtype, Span, WorkerId, WorkerKind, boundary};
+
+use crate::Scheduler;
+use crate::fleet::{StepInFlight, Worker};
+use crate::session::{Session, Stage};
+
+/// With [`Boundaries::Auto`], a link is slow, and rounded to f16, where a row's boundaries
+/// take this share of the row's computing time in f32, there and back; and to int8 where they
+/// take [`SLOW_INT8`].
+const SLOW_F16: f64 = 0.25;
+/// As long as computing itself: such a worker waits for its link more than it computes.
+const SLOW_INT8: f64 = 1.0;
+/// Rows of a step at whose rate computing is compared: a link's rate matters for prompts.
+const PREFILL_ROWS: u32 = 64;
+
+/// What links may carry.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Boundaries {
+    /// This on every link.
+    All(Dtype),
+    /// f32, but on links that are measured to be slow.
+    Auto,
+}
+
+/// Bytes of boundaries over links.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct Traffic {
+    /// As they were sent, both ways.
+    pub bytes: u64,
+    /// What they would have been in f32.
+    pub bytes_f32: u64,
+}
+
+impl Traffic {
+    fn add(&mut self, rows: u32, dtype: Dtype, width: usize) {
+        self.bytes += u64::from(rows) * dtype.row_bytes(width) as u64;
+        self.bytes_f32 += u64::from(rows) * Dtype::F32.row_bytes(width) as u64;
+    }
+}
+
+impl Worker {
+    /// Whether it can be sent this, and asked for it.
+    pub(crate) fn speaks(&self, dtype: Dtype) -> bool {
+        dtype == Dtype::U32 || dtype == Dtype::F32 || self.spec.boundaries.contains(&dtype)
+    }
+
+    /// What goes over its link for a boundary in `dtype`.
+    pub(crate) fn on_wire(&self, dtype: Dtype) -> Dtype {
+        if self.speaks(dtype) { dtype } else { Dtype::F32 }
+    }
+
+    /// What its link is to carry, where a row of `width` values takes `row_s` to compute.
+    fn link(&self, boundaries: Boundaries, width: usize, row_s: f64) -> Dtype {
+        if self.spec.kind == WorkerKind::Embedded {
+            return Dtype::F32;
+        }
+        let wanted = match boundaries {
+            Boundaries::All(dtype) => dtype,
+            Boundaries::Auto => {
+                let bytes = 2 * Dtype::F32.row_bytes(width);
+                match self.wire_s_per_byte.unwrap_or(0.0) * bytes as f64 {
+                    transfer_s if transfer_s >= SLOW_INT8 * row_s => Dtype::I8,
+                    transfer_s if transfer_s >= SLOW_F16 * row_s => Dtype::F16,
+                    _ => Dtype::F32,
+                }
+            }
+        };
+        self.on_wire(wanted)
+    }
+}
+
+impl Session {
+    /// Fixes the dtypes of boundaries that have none yet.
+    pub(crate) fn fix_dtypes(&mut self, chosen: BTreeMap<u32, Dtype>) {
+        for (part, dtype) in chosen {
+            self.dtypes.entry(part).or_insert(dtype);
+        }
+    }
+
+    /// The same where a route was mended: what has none yet is exact.
+    pub(crate) fn fix_exact(&mut self) {
+        for stage in &self.stages {
+            self.dtypes.entry(stage.span.first).or_insert(Dtype::F32);
+        }
+    }
+}
+
+impl Scheduler {
+    /// What the link of a worker is to carry for a model now: of the one that it holds first.
+    pub(crate) fn link_dtype(&self, worker: &Worker) -> Dtype {
+        let held = worker.held.values().next();
+        held.map_or(Dtype::F32, |held| self.link_through(worker, held.model, held.span))
+    }
+
+    fn link_through(&self, worker: &Worker, model: usize, span: Span) -> Dtype {
+        let row_s = worker.compute_s(self.models[model].work_bytes(span), PREFILL_ROWS)
+            / f64::from(PREFILL_ROWS);
+        worker.link(self.config.boundaries, self.width(model), row_s)
+    }
+
+    /// D of a model.
+    pub(crate) fn width(&self, model: usize) -> usize {
+        self.models[model].spec.d_model as usize
+    }
+
+    /// What the boundaries of a route are to be in: the coarser of the links at either side.
+    pub(crate) fn dtypes_of(&self, model: usize, stages: &[Stage]) -> BTreeMap<u32, Dtype> {
+        let link = |stage: &Stage| {
+            let worker = stage.holder.and_then(|(worker, _)| self.workers.get(&worker));
+            worker.map_or(Dtype::F32, |worker| self.link_through(worker, model, stage.span))
+        };
+        let pairs = stages.windows(2);
+        pairs.map(|pair| (pair[1].span.first, link(&pair[0]).max(link(&pair[1])))).collect()
+    }
+
+    /// What a stage of a session takes and gives, as the log has it.
+    pub(crate) fn stage_dtypes(&self, session: &Session, span: Span) -> [Dtype; 2] {
+        let parts = self.models[session.model].spec.parts.len() as u32;
+        let input = if span.first == 0 { Dtype::U32 } else { session.dtype(span.first) };
+        let output = if span.end == parts { Dtype::F32 } else { session.dtype(span.end) };
+        [input, output]
+    }
+
+    /// Counts what an answered step and its answer were over a worker's link.
+    pub(crate) fn count_traffic(&mut self, worker: WorkerId, step: &StepInFlight, model: usize) {
+        let rows: u32 = step.segments.iter().map(|s| s.rows).sum();
+        if step.span.first == 0 {
+            self.tokens_embedded += u64::from(rows);
+        }
+        let (width, parts) = (self.width(model), self.models[model].spec.parts.len() as u32);
+        let Some(worker) = self.workers.get_mut(&worker) else { return };
+        if worker.spec.kind == WorkerKind::Embedded {
+            return;
+        }
+        let mut traffic = Traffic::default();
+        if step.span.first > 0 {
+            traffic.add(rows, step.wire[0], width);
+        }
+        if step.span.end < parts {
+            traffic.add(rows, step.wire[1], width);
+        }
+        for total in [&mut worker.traffic, &mut self.traffic] {
+            total.bytes += traffic.bytes;
+            total.bytes_f32 += traffic.bytes_f32;
+        }
+    }
+}
+
+/// Rows `[T, width]` of finite values in another dtype.
+pub(crate) fn convert(rows: Bytes, from: Dtype, to: Dtype, width: usize) -> Bytes {
+    if from == to {
+        return rows;
+    }
+    let values = boundary::decode(&rows, from, width).expect("rows are checked when they come");
+    boundary::encode(values.into_owned(), to, width).expect("what came was finite")
+}
