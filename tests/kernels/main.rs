@@ -12,4 +12,5 @@ mod rows;
 mod sessions;
 mod shards;
 mod slots;
+mod tensor;
 mod tiny;

@@ -5,7 +5,7 @@
 //! `steps` checks what comes in, `kv` keeps the sessions' keys and values, `plan` turns a
 //! span of parts into commands, `run` executes them, `cpu` holds the kernels;
 //! `benchmark` measures them at a model's shapes; `crew` lets several instances share them.
-//! `gpu` is the same on GPUs.
+//! `tensor` divides a span's layers among several shards; `gpu` is the same on GPUs.
 
 mod benchmark;
 mod cpu;
@@ -19,6 +19,7 @@ mod pool;
 mod run;
 mod shard;
 mod steps;
+pub mod tensor;
 #[cfg(feature = "testing")]
 pub mod testing;
 mod types;

@@ -3,6 +3,7 @@
 use std::fmt;
 
 use model::manifest::Role;
+use model::tensor::TensorForm;
 
 use crate::types::Class;
 use crate::weights::{Layer, Matrix, Weights};
@@ -73,20 +74,34 @@ pub(crate) enum Command {
     SwiGlu,
     /// `hidden = hidden + branch`.
     Add,
+    /// Puts the ranks' columns of a buffer together.
+    Gather { buffer: Buffer },
+    /// Puts the ranks' blocks together, which are those of this buffer's columns.
+    GatherBlocks { buffer: Buffer },
+    /// Adds up the ranks' partial sums.
+    Reduce { buffer: Buffer },
     /// A fault where the buffer is not finite.
     Check { buffer: Buffer },
     /// Keeps only the rows of hidden that want logits.
     Select,
 }
 
-/// Compiles the weights that a shard holds.
-pub(crate) fn compile(weights: &Weights, class: Class) -> Vec<Command> {
+impl Command {
+    /// True if the ranks of a tensor group exchange something.
+    pub(crate) fn exchanges(&self) -> bool {
+        use Command::{Gather, GatherBlocks, Reduce};
+        matches!(self, Gather { .. } | GatherBlocks { .. } | Reduce { .. })
+    }
+}
+
+/// Compiles the weights that a shard holds: all of its parts', or in a tensor group its rank's.
+pub(crate) fn compile(weights: &Weights, class: Class, form: Option<TensorForm>) -> Vec<Command> {
     let mut plan = Vec::new();
     if weights.embedding.is_some() {
         plan.push(Command::Embed { table: TensorRef { layer: None, role: Role::TokenEmbedding } });
     }
     for (index, layer) in weights.layers.iter().enumerate() {
-        compile_layer(&mut plan, index, layer, class);
+        compile_layer(&mut plan, index, layer, class, form);
     }
     plan.push(Command::Check { buffer: Buffer::Hidden });
     if let Some(head) = &weights.head {
@@ -100,7 +115,13 @@ pub(crate) fn compile(weights: &Weights, class: Class) -> Vec<Command> {
     plan
 }
 
-fn compile_layer(plan: &mut Vec<Command>, index: usize, layer: &Layer, class: Class) {
+fn compile_layer(
+    plan: &mut Vec<Command>,
+    index: usize,
+    layer: &Layer,
+    class: Class,
+    form: Option<TensorForm>,
+) {
     let tensor = |role| TensorRef { layer: Some(index), role };
     let factor = |role, bias: Option<Role>, output| Factor {
         matrix: tensor(role),
@@ -122,13 +143,39 @@ fn compile_layer(plan: &mut Vec<Command>, index: usize, layer: &Layer, class: Cl
     plan.push(Command::Rope { buffer: Buffer::Key });
     plan.push(Command::Append { layer: index });
     plan.push(Command::Attention { layer: index });
-    product(plan, Buffer::Mixed, &[(&layer.output, o)], class);
+    joined_product(plan, Buffer::Mixed, (&layer.output, o), class, form);
     plan.push(Command::Add);
     plan.push(Command::Norm { gain: tensor(Role::FfnNorm) });
     product(plan, Buffer::Normed, &[(&layer.gate, gate), (&layer.up, up)], class);
     plan.push(Command::SwiGlu);
-    product(plan, Buffer::Gate, &[(&layer.down, down)], class);
+    joined_product(plan, Buffer::Gate, (&layer.down, down), class, form);
     plan.push(Command::Add);
+}
+
+/// A product whose input's columns are of all ranks.
+fn joined_product(
+    plan: &mut Vec<Command>,
+    input: Buffer,
+    (matrix, factor): (&Matrix, Factor),
+    class: Class,
+    form: Option<TensorForm>,
+) {
+    let output = factor.output;
+    let first = plan.len();
+    product(plan, input, &[(matrix, factor)], class);
+    match form {
+        None => {}
+        Some(TensorForm::Rows) => {
+            let quantised = plan.len() - first == 2;
+            let gather = match quantised {
+                true => Command::GatherBlocks { buffer: input },
+                false => Command::Gather { buffer: input },
+            };
+            plan.insert(plan.len() - 1, gather);
+            plan.push(Command::Gather { buffer: output });
+        }
+        Some(TensorForm::Sums) => plan.push(Command::Reduce { buffer: output }),
+    }
 }
 
 fn product(plan: &mut Vec<Command>, input: Buffer, factors: &[(&Matrix, Factor)], class: Class) {
@@ -169,6 +216,9 @@ impl fmt::Display for Command {
             Command::Attention { layer } => write!(f, "Mixed = attention Query, kv[{layer}]"),
             Command::SwiGlu => write!(f, "Gate = silu(Gate) * Up"),
             Command::Add => write!(f, "Hidden += Branch"),
+            Command::Gather { buffer } => write!(f, "gather {buffer:?}"),
+            Command::GatherBlocks { buffer } => write!(f, "gather blocks of {buffer:?}"),
+            Command::Reduce { buffer } => write!(f, "reduce {buffer:?}"),
             Command::Check { buffer } => write!(f, "check {buffer:?}"),
             Command::Select => write!(f, "select rows that want logits"),
         }

@@ -19,6 +19,7 @@ use crate::kv::Kv;
 use crate::plan::{Buffer, Command, Factor};
 use crate::pool::Pool;
 use crate::steps::Run;
+use crate::tensor::{ExchangeError, Group};
 use crate::types::Class;
 use crate::weights::{Matrix, Weights};
 
@@ -46,11 +47,54 @@ pub(crate) enum PassInput<'a> {
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct RowFault(pub(crate) usize);
 
+/// Why a pass ends early.
+#[derive(Debug)]
+pub(crate) enum PassError {
+    /// A row of the pass overflowed.
+    Fault(RowFault),
+    /// The same, and every rank of the tensor group ends the pass for it.
+    Agreed(RowFault),
+    /// The ranks could not exchange.
+    Exchange(ExchangeError),
+}
+
+impl From<RowFault> for PassError {
+    fn from(fault: RowFault) -> PassError {
+        PassError::Fault(fault)
+    }
+}
+
+impl From<ExchangeError> for PassError {
+    fn from(error: ExchangeError) -> PassError {
+        PassError::Exchange(error)
+    }
+}
+
+/// Which query heads read which K/V head, both counted from this shard's first ones.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct GroupedHeads {
+    /// Query heads here.
+    pub(crate) heads: usize,
+    /// Query heads that read one K/V head of the model.
+    pub(crate) per_kv_head: usize,
+    /// How many of the first K/V head's are on the rank before.
+    pub(crate) skipped: usize,
+}
+
+impl GroupedHeads {
+    fn of(self, kv_head: usize) -> Range<usize> {
+        let end = (kv_head + 1) * self.per_kv_head - self.skipped;
+        (kv_head * self.per_kv_head).saturating_sub(self.skipped)..end.min(self.heads)
+    }
+}
+
 /// What stays the same from step to step.
 pub(crate) struct Machine {
     pub(crate) class: Class,
     pub(crate) isa: Isa,
+    /// Of this rank, in a tensor group: its heads, and its feed-forward rows.
     pub(crate) dims: Dims,
+    pub(crate) heads: GroupedHeads,
     pub(crate) eps: f32,
     pub(crate) inv_freq: Vec<f64>,
     pub(crate) pairs: Pairs,
@@ -108,11 +152,34 @@ impl Machine {
     pub(crate) fn pass<E: Element>(
         &self,
         scratch: &mut Scratch,
-        mut kv: Option<&mut Kv<E>>,
+        kv: Option<&mut Kv<E>>,
+        mut group: Option<&mut Group>,
         runs: &[Run],
         input: PassInput<'_>,
         output: &mut Vec<f32>,
-    ) -> Result<(), RowFault> {
+    ) -> Result<(), PassError> {
+        let mut at = 0;
+        let through = (group.as_deref_mut(), &mut at);
+        let result = self.commands(scratch, kv, through, runs, input, output);
+        match (result, group) {
+            (Err(PassError::Fault(fault)), Some(group)) => {
+                let rows = runs.iter().map(|r| r.rows).sum();
+                Err(group.announce(&self.plan, at, rows, fault))
+            }
+            (result, _) => result,
+        }
+    }
+
+    /// [`Machine::pass`], with the command that is reached.
+    fn commands<E: Element>(
+        &self,
+        scratch: &mut Scratch,
+        mut kv: Option<&mut Kv<E>>,
+        (mut group, at): (Option<&mut Group>, &mut usize),
+        runs: &[Run],
+        input: PassInput<'_>,
+        output: &mut Vec<f32>,
+    ) -> Result<(), PassError> {
         let mut rows = runs.iter().map(|r| r.rows).sum::<usize>();
         if let PassInput::Hidden(hidden) = input {
             scratch.prepare(Buffer::Hidden, hidden.len()).copy_from_slice(hidden);
@@ -126,7 +193,8 @@ impl Machine {
             RowFault(kept.as_ref().map_or(row, |kept| kept[row]))
         };
         let mut products = 0; // so far
-        for command in &self.plan {
+        for (index, command) in self.plan.iter().enumerate() {
+            *at = index;
             match command {
                 Command::Embed { table } => {
                     let PassInput::Tokens(tokens) = input else {
@@ -155,6 +223,10 @@ impl Machine {
                 }
                 Command::SwiGlu => self.swiglu(scratch, rows),
                 Command::Add => self.add(scratch, rows),
+                Command::Gather { .. } | Command::GatherBlocks { .. } | Command::Reduce { .. } => {
+                    let group = group.as_deref_mut().expect("a plan of a tensor group");
+                    group.exchange(command, scratch, rows)?;
+                }
                 Command::Check { buffer } => {
                     self.check(scratch, *buffer, rows).map_err(|fault| blame(&kept, fault))?;
                 }
@@ -357,7 +429,6 @@ impl Machine {
         let mut mixed = scratch.take(Buffer::Mixed, rows * width);
         let out = RowsMut::new(&mut mixed, rows, width);
         let queries = &scratch.buffers[Buffer::Query as usize];
-        let group = self.dims.heads as usize / shape.kv_heads;
         let mut tasks: Vec<(Run, Range<usize>)> = Vec::new();
         for run in runs {
             for first in (0..run.rows).step_by(ATTENTION_ROWS) {
@@ -377,7 +448,7 @@ impl Machine {
                 queries,
                 rows: run.start + part.start..run.start + part.end,
                 position: run.position as usize + part.start,
-                heads: kv_head * group..(kv_head + 1) * group,
+                heads: self.heads.of(kv_head),
                 head_dim: shape.head_dim,
                 factor: score_factor(shape.head_dim),
             };
@@ -448,6 +519,19 @@ impl Scratch {
             values.resize(len, 0.0);
         }
         &mut values[..len]
+    }
+
+    /// The first `len` elements of a buffer.
+    pub(crate) fn values(&mut self, buffer: Buffer, len: usize) -> &mut [f32] {
+        self.prepare(buffer, len)
+    }
+
+    pub(crate) fn swap_values(&mut self, buffer: Buffer, values: &mut Vec<f32>) {
+        std::mem::swap(&mut self.buffers[buffer as usize], values);
+    }
+
+    pub(crate) fn quants(&mut self) -> &mut Quants {
+        &mut self.quants
     }
 
     /// Takes a buffer out, to write it while others are read; see [`Scratch::put`].

@@ -4,7 +4,8 @@ use std::ops::Range;
 use std::sync::Mutex;
 
 use model::Manifest;
-use model::manifest::RopePairs;
+use model::manifest::{Dims, RopePairs};
+use model::tensor::TensorForm;
 use numerics::rope::Pairs;
 
 use crate::cpu::Element;
@@ -12,8 +13,9 @@ use crate::crew::{self, Chief, Crew, Cut, HELPERS_MAX};
 use crate::kv::{Kv, PageShape};
 use crate::plan;
 use crate::pool::Pool;
-use crate::run::{Machine, PASS_ROWS_MAX, PassInput, RowFault, Scratch};
+use crate::run::{GroupedHeads, Machine, PASS_ROWS_MAX, PassError, PassInput, RowFault, Scratch};
 use crate::steps::{StepShape, fault_at, passes};
+use crate::tensor::Group;
 use crate::types::*;
 use crate::weights::{Weights, check_manifest};
 
@@ -28,6 +30,8 @@ pub struct Shard {
     scratch: Scratch,
     cache: Cache,
     pages_max: u32,
+    /// In a tensor group, its other ranks.
+    pub(crate) group: Option<Group>,
 }
 
 /// The KV cache in the class's precision.
@@ -53,8 +57,26 @@ impl Shard {
         limits: Limits,
     ) -> Result<Shard, LoadError> {
         check_manifest(manifest, &span)?;
-        let weights = Weights::bind(manifest, span, &mut blobs)?;
+        let weights = Weights::bind(manifest, span, &mut blobs, &Ok)?;
         let dims = manifest.dims;
+        let heads = GroupedHeads {
+            heads: dims.heads as usize,
+            per_kv_head: (dims.heads / dims.kv_heads) as usize,
+            skipped: 0,
+        };
+        Shard::assemble(manifest, weights, dims, heads, class, limits, None)
+    }
+
+    /// A shard of these weights, which are of those dimensions.
+    pub(crate) fn assemble(
+        manifest: &Manifest,
+        weights: Weights,
+        dims: Dims,
+        heads: GroupedHeads,
+        class: Class,
+        limits: Limits,
+        form: Option<TensorForm>,
+    ) -> Result<Shard, LoadError> {
         let shape = PageShape {
             layers: weights.layers.len(),
             kv_heads: dims.kv_heads as usize,
@@ -75,18 +97,20 @@ impl Shard {
                 .max()
                 .unwrap_or(crate::Isa::Portable),
             dims,
+            heads,
             eps: f32::from_bits(manifest.rms_eps_bits),
             inv_freq: manifest.rope.inv_freq_bits.iter().map(|&b| f64::from_bits(b)).collect(),
             pairs: match manifest.rope.pairs {
                 RopePairs::Adjacent => Pairs::Adjacent,
                 RopePairs::HalfSplit => Pairs::HalfSplit,
             },
-            plan: plan::compile(&weights, class),
+            plan: plan::compile(&weights, class, form),
             weights,
             pool: Pool::new(limits.threads as usize)?,
             chief: Mutex::new(None),
         };
-        Ok(Shard { machine, scratch: Scratch::default(), cache, pages_max: limits.kv_pages_max })
+        let (scratch, pages_max) = (Scratch::default(), limits.kv_pages_max);
+        Ok(Shard { machine, scratch, cache, pages_max, group: None })
     }
 
     /// Takes on helpers that hold their shares of all products, which were [cut](Shard::cut) for
@@ -123,26 +147,40 @@ impl Shard {
     }
 
     /// Runs the segments' rows through every part of the span. A session is made by its
-    /// first segment at position 0; each session may occur once in a step.
+    /// first segment at position 0; each session may occur once in a step. In a tensor group
+    /// only the leader is stepped.
     ///
     /// # Panics
     /// If the calling thread's floating-point mode was changed: see
     /// [`numerics::check_float_environment`].
     pub fn step(&mut self, segments: &[Segment], input: Input<'_>) -> Result<Output, StepError> {
-        let rounding = numerics::check_float_environment();
-        assert!(rounding.is_ok(), "a step needs the default floating-point mode: {rounding:?}");
         self.step_shape().check(segments, input)?;
-        let Shard { machine, scratch, cache, .. } = self;
-        let values = match cache {
-            Cache::None => run_step::<f32>(machine, scratch, None, segments, input)?,
-            Cache::F16(kv) => run_step(machine, scratch, Some(kv), segments, input)?,
-            Cache::F32(kv) => run_step(machine, scratch, Some(kv), segments, input)?,
-        };
-        let has_head = machine.weights.head.is_some();
+        if self.group.is_some() {
+            self.lead_step(segments, input)?;
+        }
+        let values = self.run(segments, input)?;
+        let has_head = self.machine.weights.head.is_some();
         Ok(if has_head { Output::Logits(values) } else { Output::Hidden(values) })
     }
 
-    fn step_shape(&self) -> StepShape {
+    /// A step whose shape is checked.
+    pub(crate) fn run(
+        &mut self,
+        segments: &[Segment],
+        input: Input<'_>,
+    ) -> Result<Vec<f32>, StepError> {
+        let rounding = numerics::check_float_environment();
+        assert!(rounding.is_ok(), "a step needs the default floating-point mode: {rounding:?}");
+        let Shard { machine, scratch, cache, group, .. } = self;
+        let mut runner = Runner { machine, scratch, group: group.as_mut() };
+        match cache {
+            Cache::None => runner.step::<f32>(None, segments, input),
+            Cache::F16(kv) => runner.step(Some(kv), segments, input),
+            Cache::F32(kv) => runner.step(Some(kv), segments, input),
+        }
+    }
+
+    pub(crate) fn step_shape(&self) -> StepShape {
         let Machine { weights, dims, .. } = &self.machine;
         StepShape {
             has_embedding: weights.embedding.is_some(),
@@ -157,6 +195,18 @@ impl Shard {
     /// before is released. [`StepError::Gap`] if `from` holds fewer. A shard without
     /// layers has nothing to do.
     pub fn fork(&mut self, from: u64, to: u64, positions: u32) -> Result<(), StepError> {
+        if self.group.is_some() {
+            self.lead_fork(from, to, positions)?;
+        }
+        self.fork_here(from, to, positions)
+    }
+
+    pub(crate) fn fork_here(
+        &mut self,
+        from: u64,
+        to: u64,
+        positions: u32,
+    ) -> Result<(), StepError> {
         match &mut self.cache {
             Cache::None => Ok(()),
             Cache::F16(kv) => kv.fork(from, to, positions),
@@ -165,7 +215,14 @@ impl Shard {
     }
 
     /// Drops what `session` holds beyond `positions`; holding less already is no error.
+    /// In a tensor group's follower nothing happens: its sessions are the leader's.
     pub fn truncate(&mut self, session: u64, positions: u32) {
+        if self.group.is_none() || self.lead_truncate(session, positions) {
+            self.truncate_here(session, positions);
+        }
+    }
+
+    pub(crate) fn truncate_here(&mut self, session: u64, positions: u32) {
         match &mut self.cache {
             Cache::None => {}
             Cache::F16(kv) => kv.truncate(session, positions),
@@ -198,52 +255,70 @@ impl Shard {
     }
 }
 
-/// Reserves pages, runs the passes, and commits, or takes everything back.
-fn run_step<E: Element>(
-    machine: &Machine,
-    scratch: &mut Scratch,
-    mut kv: Option<&mut Kv<E>>,
-    segments: &[Segment],
-    input: Input<'_>,
-) -> Result<Vec<f32>, StepError> {
-    if let Some(kv) = kv.as_deref_mut() {
-        kv.reserve(segments)?;
-    }
-    let result = run_passes(machine, scratch, kv.as_deref_mut(), segments, input);
-    if let Some(kv) = kv {
-        for s in segments {
-            match result {
-                Ok(_) => kv.commit(s.session, s.position + s.rows),
-                Err(_) => kv.truncate(s.session, s.position),
-            }
-        }
-    }
-    result.map_err(|RowFault(row)| fault_at(segments, row))
+/// What runs a step.
+struct Runner<'a> {
+    machine: &'a Machine,
+    scratch: &'a mut Scratch,
+    group: Option<&'a mut Group>,
 }
 
-/// Cuts the step into passes; a fault names the step's row.
-fn run_passes<E: Element>(
-    machine: &Machine,
-    scratch: &mut Scratch,
-    mut kv: Option<&mut Kv<E>>,
-    segments: &[Segment],
-    input: Input<'_>,
-) -> Result<Vec<f32>, RowFault> {
-    let width = machine.dims.d_model as usize;
-    let mut output = Vec::new();
-    let mut done = 0; // rows of earlier passes
-    for runs in passes(segments, PASS_ROWS_MAX, usize::MAX) {
-        let rows: usize = runs.iter().map(|r| r.rows).sum();
-        let part = match input {
-            Input::Tokens(tokens) => PassInput::Tokens(&tokens[done..done + rows]),
-            Input::Hidden(h) => PassInput::Hidden(&h[done * width..(done + rows) * width]),
-        };
-        machine
-            .pass(scratch, kv.as_deref_mut(), &runs, part, &mut output)
-            .map_err(|RowFault(row)| RowFault(done + row))?;
-        done += rows;
+impl Runner<'_> {
+    /// Reserves pages, runs the passes, and commits, or takes everything back.
+    fn step<E: Element>(
+        &mut self,
+        mut kv: Option<&mut Kv<E>>,
+        segments: &[Segment],
+        input: Input<'_>,
+    ) -> Result<Vec<f32>, StepError> {
+        if let Some(kv) = kv.as_deref_mut() {
+            kv.reserve(segments)?;
+        }
+        let result = self.passes(kv.as_deref_mut(), segments, input);
+        if let Some(kv) = kv {
+            for s in segments {
+                match result {
+                    Ok(_) => kv.commit(s.session, s.position + s.rows),
+                    Err(_) => kv.truncate(s.session, s.position),
+                }
+            }
+        }
+        result
     }
-    Ok(output)
+
+    /// Cuts the step into passes.
+    fn passes<E: Element>(
+        &mut self,
+        mut kv: Option<&mut Kv<E>>,
+        segments: &[Segment],
+        input: Input<'_>,
+    ) -> Result<Vec<f32>, StepError> {
+        let width = self.machine.dims.d_model as usize;
+        let mut output = Vec::new();
+        let mut done = 0; // rows of earlier passes
+        for runs in passes(segments, PASS_ROWS_MAX, usize::MAX) {
+            let rows: usize = runs.iter().map(|r| r.rows).sum();
+            let part = match input {
+                Input::Tokens(tokens) => PassInput::Tokens(&tokens[done..done + rows]),
+                Input::Hidden(h) => PassInput::Hidden(&h[done * width..(done + rows) * width]),
+            };
+            let (kv, group) = (kv.as_deref_mut(), self.group.as_deref_mut());
+            self.machine.pass(self.scratch, kv, group, &runs, part, &mut output).map_err(
+                |error| match error {
+                    PassError::Fault(RowFault(row)) | PassError::Agreed(RowFault(row)) => {
+                        fault_at(segments, done + row)
+                    }
+                    PassError::Exchange(error) => {
+                        if let Some(group) = &mut self.group {
+                            group.broken = Some(error.clone());
+                        }
+                        StepError::Exchange(error)
+                    }
+                },
+            )?;
+            done += rows;
+        }
+        Ok(output)
+    }
 }
 
 /// Bytes of one KV page of [`crate::PAGE_POSITIONS`] positions for all layers of `span`.

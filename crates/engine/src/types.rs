@@ -140,6 +140,9 @@ pub enum StepError {
     /// The device failed or was lost; this shard takes no more steps.
     #[error("the GPU failed: {0}")]
     Device(String),
+    /// The ranks of a tensor group could not exchange; this shard takes no more steps.
+    #[error("the tensor group is broken: {0}")]
+    Exchange(crate::tensor::ExchangeError),
 }
 
 /// Why a shard cannot be loaded.
@@ -219,6 +222,35 @@ pub enum LoadError {
     /// The device failed or was lost.
     #[error("the GPU failed: {0}")]
     Device(String),
+    /// The system gives no more memory.
+    #[error("no memory for {bytes} bytes of weights: {reason}")]
+    Memory {
+        /// Bytes asked for.
+        bytes: u64,
+        /// What the system said.
+        reason: String,
+    },
+    /// The layers cannot be divided so among the ranks of a tensor group.
+    #[error("no tensor group: {0}")]
+    Division(#[from] model::tensor::DivisionError),
+    /// A rank that its group does not have.
+    #[error("rank {rank} of a tensor group of {ranks}")]
+    Rank {
+        /// The rank.
+        rank: usize,
+        /// Ranks of the group, from 0.
+        ranks: usize,
+    },
+    /// Only layers are divided among ranks.
+    #[error(
+        "a tensor group computes layers only: parts {start}..{end} have the embedding or the head"
+    )]
+    Ends {
+        /// First part asked for.
+        start: u32,
+        /// One past the last.
+        end: u32,
+    },
     /// A compute thread would round otherwise than NUMERICS.md wants.
     #[error(
         "this thread's floating-point mode is changed ({0}): canonical results need round-to-nearest with subnormals kept"

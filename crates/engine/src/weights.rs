@@ -25,6 +25,16 @@ impl Matrix {
         Matrix { layout, rows, cols, blob, range }
     }
 
+    /// A matrix that lies in a blob at `range`, as long as its layout has it.
+    pub(crate) fn within(
+        layout: Layout,
+        (rows, cols): (usize, usize),
+        blob: BlobBytes,
+        range: Range<usize>,
+    ) -> Matrix {
+        Matrix { layout, rows, cols, blob, range }
+    }
+
     /// Some tiles of a tiled matrix.
     pub(crate) fn tiles(&self, tiles: Range<usize>) -> &[u8] {
         let tile_bytes = self.layout.matrix_bytes(TILE_ROWS, self.cols).expect("whole cells");
@@ -122,11 +132,13 @@ impl Weights {
         found.expect("a plan names only what its shard holds")
     }
 
-    /// Binds the parts of `span`; see [`crate::Shard::load`].
+    /// Binds the parts of `span`; see [`crate::Shard::load`]. Each layer goes through `keep`,
+    /// which gives what is kept of it, before the next one's blobs are asked for.
     pub(crate) fn bind(
         manifest: &Manifest,
         span: Range<u32>,
         blobs: &mut dyn FnMut(&str) -> Option<BlobBytes>,
+        keep: &dyn Fn(Layer) -> Result<Layer, LoadError>,
     ) -> Result<Weights, LoadError> {
         let d = manifest.dims;
         let width = d.d_model as usize;
@@ -139,7 +151,7 @@ impl Weights {
                 weights.embedding = Some(part.matrix(Role::TokenEmbedding, vocab, width)?);
             } else if index <= d.layers {
                 let biased = manifest.architecture == Architecture::Qwen2;
-                weights.layers.push(Layer {
+                weights.layers.push(keep(Layer {
                     attn_norm: part.vector(Role::AttnNorm, width)?,
                     q: part.matrix(Role::AttnQ, q, width)?,
                     k: part.matrix(Role::AttnK, kv, width)?,
@@ -152,7 +164,7 @@ impl Weights {
                     gate: part.matrix(Role::FfnGate, ff, width)?,
                     up: part.matrix(Role::FfnUp, ff, width)?,
                     down: part.matrix(Role::FfnDown, width, ff)?,
-                });
+                })?);
             } else {
                 let tied = !part.has(Role::Output);
                 let role = if tied { Role::TokenEmbedding } else { Role::Output };

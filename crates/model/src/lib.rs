@@ -20,6 +20,7 @@ pub mod manifest;
 pub mod repack;
 mod roles;
 pub mod rope;
+pub mod tensor;
 #[cfg(any(test, feature = "testing"))]
 pub mod testing;
 pub mod validate;

@@ -376,6 +376,7 @@ fn fault(error: StepError) -> RunFault {
         }
         StepError::Token { session, .. } => RunFault::BadInput { session: SessionId(session) },
         StepError::Device(reason) => RunFault::Broken(reason),
+        error @ StepError::Exchange(_) => RunFault::Broken(error.to_string()),
     }
 }
 

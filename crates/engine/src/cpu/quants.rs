@@ -54,6 +54,11 @@ impl Quants {
         &self.blocks[t * self.width..(t + 1) * self.width]
     }
 
+    /// Row `t`, to be written.
+    pub(crate) fn row_mut(&mut self, t: usize) -> &mut [QuantBlock] {
+        &mut self.blocks[t * self.width..(t + 1) * self.width]
+    }
+
     /// Appends the first `rows` rows to `bytes`, as they lie in memory.
     pub(crate) fn extend_bytes(&self, rows: usize, bytes: &mut Vec<u8>) {
         let blocks = &self.blocks[..rows * self.width];
