@@ -8,10 +8,13 @@
 
 mod api_shape;
 mod bad_input;
+mod chaos;
 mod gpu;
 mod harness;
 mod invites;
+mod liar;
 mod lost_workers;
+mod network;
 mod restart;
 mod sessions;
 mod signals;

@@ -1,7 +1,14 @@
 //! Starting coordinators and workers, and asking them.
 
 pub mod client;
+pub mod forger;
+pub mod link;
+pub mod mix;
+#[cfg(target_os = "linux")]
+pub mod namespaces;
 mod process;
+pub mod rng;
+pub mod watchdog;
 mod written;
 
 use std::path::{Path, PathBuf};
@@ -118,7 +125,12 @@ impl Coordinator {
 
     /// The same on another model.
     pub async fn start_with(test: &str, model: &Path, flags: &[&str]) -> Coordinator {
-        let process = serve("127.0.0.1:0", model, flags);
+        Coordinator::start_at("127.0.0.1:0", test, model, flags).await
+    }
+
+    /// The same listening there.
+    pub async fn start_at(listen: &str, test: &str, model: &Path, flags: &[&str]) -> Coordinator {
+        let process = serve(listen, model, flags);
         let line = process.line_with("listening on http").await;
         let address = line.rsplit('/').next().expect("an address").trim().to_owned();
         let (api, sockets) = (Api::new(&address), "ws");
@@ -165,8 +177,30 @@ impl Coordinator {
 
     /// The same with further flags.
     pub fn worker_with(&self, name: &str, memory_mib: u64, flags: &[&str]) -> Process {
-        let mut command = Command::new(binary("worker"));
-        let url = format!("{}://{}", self.sockets, self.address);
+        self.worker_through(&self.address, name, memory_mib, flags)
+    }
+
+    /// The same to an address that leads to the coordinator.
+    pub fn worker_through(
+        &self,
+        address: &str,
+        name: &str,
+        memory_mib: u64,
+        flags: &[&str],
+    ) -> Process {
+        self.worker_by(Command::new(binary("worker")), address, name, memory_mib, flags)
+    }
+
+    /// The same by a command that is the program, wherever it runs.
+    pub fn worker_by(
+        &self,
+        mut command: Command,
+        address: &str,
+        name: &str,
+        memory_mib: u64,
+        flags: &[&str],
+    ) -> Process {
+        let url = format!("{}://{address}", self.sockets);
         command.args(["--coordinator", &url, "--name", name]);
         command.args(["--memory-mib", &memory_mib.to_string()]);
         command.arg("--key").arg(self.scratch.path(&format!("{name}.key")));

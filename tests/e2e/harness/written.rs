@@ -9,7 +9,7 @@ use super::{Coordinator, Events, MODEL};
 pub const TOKENS: u32 = 40;
 
 /// Prompts of different lengths, so that sessions which share steps are out of step.
-const PROMPTS: [&str; 8] = [
+pub(super) const PROMPTS: [&str; 8] = [
     "What is the capital of France?",
     "Write a short poem about the sea, and then explain in two sentences what it means.",
     "Hi!",
@@ -32,7 +32,7 @@ pub fn request(index: usize) -> Value {
     })
 }
 
-/// One choice of a chat completion.
+/// One choice of a completion, chat or not.
 #[derive(Clone, Debug, PartialEq)]
 pub struct Written {
     pub text: String,
@@ -46,10 +46,10 @@ impl Written {
     #[track_caller]
     pub fn of(answer: &Value, choice: usize) -> Written {
         let choice = &answer["choices"][choice];
-        let text = choice["message"]["content"].as_str();
+        let text = choice["message"]["content"].as_str().or(choice["text"].as_str());
         Written {
             text: text.unwrap_or_else(|| panic!("no content in {answer}")).to_owned(),
-            tokens: choice["logprobs"]["content"].as_array().cloned().unwrap_or_default(),
+            tokens: tokens(&choice["logprobs"]),
             finish_reason: choice["finish_reason"].as_str().expect("a reason").to_owned(),
         }
     }
@@ -64,15 +64,25 @@ impl Written {
     pub fn add(&mut self, event: &Value) {
         assert!(event.get("error").is_none(), "{event}");
         let Some(choice) = event["choices"].get(0) else { return };
-        self.text.push_str(choice["delta"]["content"].as_str().unwrap_or_default());
-        if let Some(tokens) = choice["logprobs"]["content"].as_array() {
-            self.tokens.extend(tokens.iter().cloned());
-        }
+        let text = choice["delta"]["content"].as_str().or(choice["text"].as_str());
+        self.text.push_str(text.unwrap_or_default());
+        self.tokens.extend(tokens(&choice["logprobs"]));
         if let Some(reason) = choice["finish_reason"].as_str() {
             assert!(self.finish_reason.is_empty(), "it ends once");
             self.finish_reason = reason.to_owned();
         }
     }
+}
+
+/// What a choice's `logprobs` say of each token, chat's or the older form.
+fn tokens(logprobs: &Value) -> Vec<Value> {
+    if let Some(tokens) = logprobs["content"].as_array() {
+        return tokens.clone();
+    }
+    let columns = ["tokens", "token_logprobs", "top_logprobs"];
+    let of = |row: usize| columns.map(|column| logprobs[column][row].clone()).into();
+    let rows = logprobs["tokens"].as_array().map_or(0, Vec::len);
+    (0..rows).map(of).collect()
 }
 
 /// Reads a stream until `tokens` tokens have come.
