@@ -3,8 +3,10 @@
 use std::path::PathBuf;
 
 use clap::{Parser, Subcommand};
+use reqwest::Url;
 
 use crate::admin::Expires;
+use crate::bench;
 use crate::config::Settings;
 use crate::plan;
 use crate::pull::catalogue;
@@ -37,6 +39,9 @@ pub enum Command {
     /// Predict who would hold what of a model and how many tokens per second come of it, for a
     /// fleet that is written down. Needs none of its machines.
     Plan(PlanArgs),
+    /// Measure a fleet that runs, as its clients see it: each kind of parallelism at several
+    /// loads. Recommends settings.
+    Bench(BenchArgs),
     /// Make an invite: a token that makes one native worker trusted with text, on whatever
     /// machine. It is printed once and kept nowhere.
     Invite(InviteArgs),
@@ -85,6 +90,47 @@ pub struct PlanArgs {
     /// Where the coordinator is.
     #[command(flatten)]
     pub home: HomeArgs,
+}
+
+/// `coordinator bench`.
+#[derive(Debug, clap::Args)]
+pub struct BenchArgs {
+    /// The coordinator that serves it, for example http://127.0.0.1:8080
+    #[arg(long, value_name = "URL")]
+    pub fleet: Url,
+    /// The model [default: the first one that it serves]
+    #[arg(long, value_name = "NAME")]
+    pub model: Option<String>,
+    /// Kinds of parallelism to ask for beside the default, with commas between
+    #[arg(
+        long,
+        value_name = "LIST",
+        value_delimiter = ',',
+        default_value = "none,pipeline,tensor,hybrid"
+    )]
+    pub parallelism: Vec<String>,
+    /// Sessions at once, with commas between
+    #[arg(long, value_name = "LIST", value_delimiter = ',', default_value = "1,4,16",
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(bench::SESSIONS_MAX)))]
+    pub sessions: Vec<u32>,
+    /// Words of each session's prompt, of about a token each
+    #[arg(long, value_name = "N", default_value_t = 64,
+          value_parser = clap::value_parser!(u32).range(1..=100_000))]
+    pub prompt: u32,
+    /// Tokens that each session generates
+    #[arg(long, value_name = "N", default_value_t = 64,
+          value_parser = clap::value_parser!(u32).range(2..=10_000))]
+    pub tokens: u32,
+    /// How often everything is measured
+    #[arg(long, value_name = "N", default_value_t = 3,
+          value_parser = clap::value_parser!(u32).range(1..=i64::from(bench::ROUNDS_MAX)))]
+    pub rounds: u32,
+    /// Write the fleet into a file, with what was measured of its workers, for `coordinator plan`
+    #[arg(long, value_name = "FILE")]
+    pub save: Option<PathBuf>,
+    /// Print JSON
+    #[arg(long)]
+    pub json: bool,
 }
 
 /// Where a coordinator keeps its data.

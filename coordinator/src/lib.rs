@@ -7,6 +7,7 @@
 //! the fleet itself: that is the `scheduler` crate's.
 
 pub mod admin;
+pub mod bench;
 pub mod blobs;
 pub mod cli;
 pub mod config;

@@ -5,7 +5,8 @@ use std::process::ExitCode;
 
 use clap::Parser;
 use coordinator::admin;
-use coordinator::cli::{Cli, Command, PlanArgs, PullArgs, ServeArgs};
+use coordinator::bench::Bench;
+use coordinator::cli::{BenchArgs, Cli, Command, PlanArgs, PullArgs, ServeArgs};
 use coordinator::config::Settings;
 use coordinator::plan::{EXAMPLE, FleetFile, Load, predict};
 use coordinator::pull::{self, Hub, Wanted};
@@ -39,6 +40,7 @@ fn main() -> ExitCode {
             Command::Serve(args) => serve(*args).await,
             Command::Pull(args) => pull(args).await,
             Command::Plan(args) => plan(args).await,
+            Command::Bench(args) => bench(args).await,
             Command::Invite(args) => {
                 admin::invite(args.home.folder()?, &args.name, args.expires).await
             }
@@ -108,6 +110,25 @@ async fn plan(args: PlanArgs) -> anyhow::Result<()> {
         true => Ok(()),
         false => anyhow::bail!("{} does not fit this fleet", prediction.model),
     }
+}
+
+async fn bench(args: BenchArgs) -> anyhow::Result<()> {
+    let bench = Bench {
+        fleet: args.fleet,
+        model: args.model,
+        parallelism: args.parallelism,
+        sessions: args.sessions,
+        prompt: args.prompt,
+        tokens: args.tokens,
+        rounds: args.rounds,
+        save: args.save,
+    };
+    let report = bench.run().await?;
+    match args.json {
+        true => println!("{}", serde_json::to_string_pretty(&report)?),
+        false => print!("{}", report.table()),
+    }
+    Ok(())
 }
 
 /// Completes at the first SIGTERM, SIGINT or Ctrl-C; the second ends the process at once.

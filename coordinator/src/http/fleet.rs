@@ -97,6 +97,8 @@ fn worker(view: WorkerView) -> FleetWorker {
         memory_bytes: view.memory_bytes,
         shards: view.shards.into_iter().map(shard).collect(),
         layer_tokens_per_s: view.layer_tokens_per_s,
+        bytes_per_s: view.bytes_per_s,
+        classes: view.classes,
         hop_ms: view.hop_ms,
         steps_in_flight: view.steps_in_flight,
         rows: view.rows,

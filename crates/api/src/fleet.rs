@@ -83,7 +83,7 @@ pub struct FleetModel {
 }
 
 /// A worker.
-#[derive(Clone, Debug, PartialEq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Serialize, Deserialize)]
 pub struct FleetWorker {
     /// This connection.
     pub id: u64,
@@ -112,6 +112,12 @@ pub struct FleetWorker {
     pub shards: Vec<FleetShard>,
     /// Layers × tokens per second at one row a step.
     pub layer_tokens_per_s: f64,
+    /// Weight bytes that it works through per second at 1 and at 8 rows a step.
+    #[serde(default)]
+    pub bytes_per_s: [f64; 2],
+    /// How it can compute: `canonical-1`, `wgsl-f32` or `exact-f32`.
+    #[serde(default)]
+    pub classes: Vec<String>,
     /// Round trip less computing, milliseconds.
     pub hop_ms: f64,
     /// Steps sent and not answered.

@@ -587,6 +587,10 @@ pub struct WorkerView {
     /// Decode rate: layers of the first model it holds × tokens per second at one row a
     /// step; measured once it has run steps, from its benchmark before.
     pub layer_tokens_per_s: f64,
+    /// Weight bytes that it works through per second at 1 and at 8 rows a step.
+    pub bytes_per_s: [f64; 2],
+    /// How it can compute.
+    pub classes: Vec<String>,
     /// Round trip less computing, milliseconds.
     pub hop_ms: f64,
     /// Steps sent and not answered.

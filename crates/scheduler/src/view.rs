@@ -164,6 +164,8 @@ impl Scheduler {
             state,
             memory_bytes: spec.memory_bytes,
             shards: shards.collect(),
+            bytes_per_s: worker.s_per_byte.map(|s| if s > 0.0 { 1.0 / s } else { 0.0 }),
+            classes: spec.classes.clone(),
             layer_tokens_per_s: if seconds > 0.0 { 1.0 / seconds } else { 0.0 },
             hop_ms: worker.hop_s * 1e3,
             steps_in_flight: worker.in_flight.len() as u32,
