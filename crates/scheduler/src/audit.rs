@@ -11,9 +11,10 @@
 //! until it has caught up.
 
 mod draws;
+mod index;
 mod replayers;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -21,12 +22,15 @@ use bytes::Bytes;
 use protocol::{AssignmentId, Dtype, SessionId, Span, WorkerId};
 
 use crate::event::{Note, RequestId, Time};
+use crate::fleet::pages_for;
 use crate::known::Known;
 use crate::log::Boundary;
 use crate::session::{Phase, Session, Stage};
+use crate::tracked::Tracked;
 use crate::verdict::{Comparison, Finding, Verdict, digest, judge};
 use crate::{Config, Scheduler};
 use draws::next_draw;
+use index::AuditIndex;
 
 /// An audit that finds nobody to replay it asks again after this.
 const RETRY: Duration = Duration::from_millis(250);
@@ -72,7 +76,10 @@ impl Default for Settings {
 #[derive(Debug, Default)]
 pub(crate) struct Audits {
     next: u64,
-    open: BTreeMap<u64, Audit>,
+    open: Tracked<u64, Audit>,
+    index: AuditIndex,
+    /// Those that have perhaps something to be done.
+    due: BTreeSet<u64>,
     /// The replays under way, by their sessions.
     replays: BTreeMap<SessionId, u64>,
     /// Of keys that are here or were.
@@ -106,6 +113,8 @@ struct Audit {
     counted: u32,
     findings: Vec<Finding>,
     replay: Option<Replay>,
+    /// Failures of its replays since one agreed.
+    attempts: u32,
     begun: Time,
     /// Tries to find somebody who replays it.
     tries: u64,
@@ -143,6 +152,7 @@ impl Audit {
             stages: vec![stage],
             boundaries: [(self.span.first, self.input.clone())].into(),
             dtypes: self.dtypes.clone(),
+            attempts: self.attempts,
             ..Session::new(id, nobody, self.model, Phase::Auditing)
         }
     }
@@ -158,11 +168,6 @@ impl Audits {
     /// Draws that began no audit although they should have, and audits that nobody replayed.
     pub(crate) fn missed(&self) -> u64 {
         self.missed
-    }
-
-    /// When an audit is to be tried again.
-    pub(crate) fn next_try(&self) -> Option<Time> {
-        self.open.values().filter(|a| a.is_waiting()).map(|a| a.next_try).min()
     }
 }
 
@@ -202,6 +207,7 @@ impl Scheduler {
             counted: entry.credited,
             findings: Vec::new(),
             replay: None,
+            attempts: 0,
             begun: self.now,
             tries: 0,
             next_try: self.now,
@@ -213,16 +219,15 @@ impl Scheduler {
 
     /// Full verification: the audit of a stage is given the stage's new rows, or begun.
     fn follow(&mut self, id: SessionId, at: usize) {
-        let session = &self.sessions[&id];
-        let entry = &session.authored[at];
-        let number = entry.number;
-        let same = |a: &&mut Audit| a.follows && a.of == id && a.number == number;
-        let Some(audit) = self.audits.open.values_mut().find(same) else {
+        let Some(audit) = self.follower(id, self.sessions[&id].authored[at].number) else {
             if !self.open_audit(id, at, true) {
                 self.start_over(id);
             }
             return;
         };
+        let session = &self.sessions[&id];
+        let entry = &session.authored[at];
+        let audit = self.audits.open.get_mut(&audit).expect("it was found");
         let (from, to) = (audit.end(), entry.to);
         let rows = |part: u32| session.boundaries.get(&part)?.rows(from, to);
         let width = self.models[session.model].spec.d_model as usize;
@@ -241,6 +246,16 @@ impl Scheduler {
         }
     }
 
+    /// The audit that follows these rows of a session.
+    fn follower(&mut self, id: SessionId, number: u64) -> Option<u64> {
+        let audits = self.audits.of_session(id);
+        let same = |audit: &u64| {
+            let a = &self.audits.open[audit];
+            a.follows && a.number == number
+        };
+        audits.into_iter().find(same)
+    }
+
     /// The log lacks what verifying would need: the session is computed from its tokens again.
     fn start_over(&mut self, id: SessionId) {
         let Some(session) = self.sessions.get_mut(&id) else { return };
@@ -253,8 +268,7 @@ impl Scheduler {
     /// Begins the replays that wait, where somebody can take them, and closes the audits that
     /// nothing hangs on.
     pub(crate) fn run_audits(&mut self) {
-        let ids: Vec<u64> = self.audits.open.keys().copied().collect();
-        for id in ids {
+        for id in self.audits.take_due(self.now) {
             self.tend(id);
         }
     }
@@ -284,8 +298,10 @@ impl Scheduler {
             if runs && !grows {
                 return;
             }
+            let of = audit.of;
+            let has_pages = replaying.is_some_and(|s| self.has_pages(s, positions));
             let stages = replaying.map(|s| s.stages.clone()).unwrap_or_default();
-            if runs && !waits && self.reserve(session, &stages, positions).is_ok() {
+            if runs && !waits && (has_pages || self.make_room(of, session, &stages, positions)) {
                 return;
             }
             // Whoever replayed is gone, or has no room for more.
@@ -305,13 +321,12 @@ impl Scheduler {
         let (session, positions) = (SessionId(self.next_session), audit.input.end());
         let (of, follows) = (audit.of, audit.follows);
         let mut replay = audit.replay_session(session, holder);
+        // It waits its turn: one that begins is not the one that waits the longest.
+        replay.served = self.next_step + lag(&replay, &self.config);
         self.audits.replays.insert(session, id);
         let room = match follows {
-            true => self.make_room(of, &replay, positions),
-            false => {
-                replay.served = self.next_step + lag(&replay, &self.config);
-                self.reserve(session, &replay.stages, positions).is_ok()
-            }
+            true => self.make_room(of, session, &replay.stages, positions),
+            false => self.reserve(session, &replay.stages, positions).is_ok(),
         };
         if !room {
             self.audits.replays.remove(&session);
@@ -327,49 +342,87 @@ impl Scheduler {
     }
 
     /// Pages for a replay that logits wait for: cached sessions give theirs up, then younger
-    /// replays, then the youngest in flight. The oldest session always gets on.
-    fn make_room(&mut self, of: SessionId, replay: &Session, positions: u32) -> bool {
-        if self.reserve_or_evict(replay.id, &replay.stages, positions) {
+    /// replays, then the youngest in flight. The oldest session always gets on. Where all of
+    /// those together are too little nobody gives up anything, which would be for nothing.
+    fn make_room(
+        &mut self,
+        of: SessionId,
+        replay: SessionId,
+        stages: &[Stage],
+        positions: u32,
+    ) -> bool {
+        if self.reserve(replay, stages, positions).is_ok() {
             return true;
         }
-        self.settle();
-        let holder = replay.stages[0].holder;
-        let there = |s: &&Session| {
-            s.is_live() && s.id > of && s.stages.iter().any(|t| t.layers && t.holder == holder)
-        };
-        let near = holder.map(|h| self.sessions_with(h.0)).unwrap_or_default();
-        let sharing = near.iter().map(|id| &self.sessions[id]).filter(there);
-        let Some(youngest) = sharing.map(|s| s.id).max() else {
+        let Some(holder) = stages[0].holder else { return false };
+        let younger = |s: &Session| s.is_live() && s.id > of;
+        if !self.could_free(replay, &[holder], positions, younger) {
             return false;
-        };
-        self.preempt(youngest);
-        self.reserve_or_evict(replay.id, &replay.stages, positions)
+        }
+        while !self.reserve_or_evict(replay, stages, positions) {
+            self.settle();
+            let near = self.sessions_with(holder.0).into_iter().map(|id| &self.sessions[&id]);
+            let there =
+                |s: &&Session| s.stages.iter().any(|t| t.layers && t.holder == Some(holder));
+            let sharing = near.filter(|s| younger(s)).filter(there);
+            let Some(youngest) = sharing.map(|s| s.id).max() else { return false };
+            self.preempt(youngest);
+        }
+        true
     }
 
-    /// Stops a replay on one of `shards`, so that `session` finds room there: a sampled one,
-    /// or the one that the youngest session waits for. Nothing older than what `session` is or
-    /// replays for gives way to it, but for what has nothing to do.
+    /// Whether each of `shards` would have pages for a session if everything gave its pages up
+    /// that does: cached sessions, replays that make way for it, and what `others` says.
+    pub(crate) fn could_free(
+        &self,
+        id: SessionId,
+        shards: &[(WorkerId, AssignmentId)],
+        positions: u32,
+        others: impl Fn(&Session) -> bool,
+    ) -> bool {
+        shards.iter().all(|(worker, assignment)| {
+            let shard = self.workers.get(worker).and_then(|w| w.held.get(assignment));
+            shard.is_none_or(|shard| {
+                let gives = |other: &SessionId| {
+                    let session = self.sessions.get(other);
+                    let audit = self.audits.replays.get(other);
+                    *other == id
+                        || session.is_some_and(|s| s.is_cached() || others(s))
+                        || audit.is_some_and(|audit| self.gives_way(*audit, id))
+                };
+                let kept = shard.pages.iter().filter(|(other, _)| !gives(other));
+                let kept: u32 = kept.map(|(_, pages)| *pages).sum();
+                shard.kv_pages.saturating_sub(kept) >= pages_for(positions)
+            })
+        })
+    }
+
+    /// Whether an audit's replay gives its pages up for a session: a sampled one, or one that
+    /// a younger session waits for. Nothing older than what the session is or replays for
+    /// gives way to it, but for what has nothing to do.
+    fn gives_way(&self, audit: u64, session: SessionId) -> bool {
+        let me = self.audits.replays.get(&session).copied();
+        let age = me.map_or(session, |id| self.audits.open[&id].of);
+        let a = &self.audits.open[&audit];
+        let rests = a.of == age && Some(audit) != me && a.agreed == a.end();
+        !a.follows || a.of > age || rests
+    }
+
+    /// Stops a replay on one of `shards` that gives way to `session`, so that it finds room
+    /// there: a sampled one, or the one that the youngest session waits for.
     pub(crate) fn evict_replay(
         &mut self,
         session: SessionId,
         shards: &[(WorkerId, AssignmentId)],
     ) -> bool {
-        let me = self.audits.replays.get(&session).copied();
-        let age = me.map_or(session, |id| self.audits.open[&id].of);
-        let there = |replay: &Replay| {
-            let replay = self.sessions.get(&replay.session);
-            replay.is_some_and(|s| {
-                s.stages.iter().any(|t| t.holder.is_some_and(|h| shards.contains(&h)))
-            })
-        };
-        let gives_way = |id: u64, a: &Audit| {
-            !a.follows || a.of > age || a.of == age && Some(id) != me && a.agreed == a.end()
-        };
-        let open = self.audits.open.iter();
-        let found = open
-            .filter(|(id, a)| a.replay.as_ref().is_some_and(there) && gives_way(**id, a))
-            .max_by_key(|(id, a)| (!a.follows, a.of, **id))
-            .map(|(id, _)| *id);
+        let held = shards.iter().filter_map(|(worker, assignment)| {
+            self.workers.get(worker).and_then(|w| w.held.get(assignment))
+        });
+        let there = held.flat_map(|shard| shard.pages.keys());
+        let found = there
+            .filter_map(|replay| self.audits.replays.get(replay).copied())
+            .filter(|id| self.gives_way(*id, session))
+            .max_by_key(|id| (!self.audits.open[id].follows, self.audits.open[id].of, *id));
         if let Some(id) = found {
             self.stop_replay(id);
             let next_try = self.now.plus(RETRY);
@@ -466,6 +519,7 @@ impl Scheduler {
         let number = audit.number;
         audit.agreed = to;
         audit.findings.clear();
+        audit.attempts = 0;
         audit.expected.forget_before(to);
         let at = self.sessions.get_mut(&of).and_then(|s| {
             let at = s.entry(number)?;
@@ -512,9 +566,11 @@ impl Scheduler {
 
     /// Rows before `to` were counted: other audits of them count no more than what follows.
     fn counted(&mut self, of: SessionId, number: u64, to: u32) {
-        let open = self.audits.open.values_mut();
-        for audit in open.filter(|a| a.of == of && a.number == number) {
-            audit.counted = audit.counted.max(to);
+        for id in self.audits.of_session(of) {
+            let audit = &self.audits.open[&id];
+            if audit.number == number && audit.counted < to {
+                self.audits.open.get_mut(&id).expect("it was found").counted = to;
+            }
         }
     }
 
@@ -586,8 +642,7 @@ impl Scheduler {
         for at in 0..session.authored.len() {
             let entry = &self.sessions[&id].authored[at];
             let (number, verified) = (entry.number, entry.verified >= entry.to);
-            let same = |a: &Audit| a.follows && a.of == id && a.number == number;
-            if verified || self.audits.open.values().any(same) {
+            if verified || self.follower(id, number).is_some() {
                 continue;
             }
             if !self.open_audit(id, at, true) {
@@ -623,8 +678,10 @@ impl Scheduler {
     }
 
     fn stop_replay(&mut self, id: u64) {
-        let replay = self.audits.open.get_mut(&id).and_then(|a| a.replay.take());
-        if let Some(replay) = replay {
+        let Some(audit) = self.audits.open.get_mut(&id) else { return };
+        if let Some(replay) = audit.replay.take() {
+            // A worker that keeps failing replays does not begin with a clean slate each time.
+            audit.attempts = self.sessions.get(&replay.session).map_or(0, |s| s.attempts);
             self.audits.replays.remove(&replay.session);
             self.release(replay.session);
         }

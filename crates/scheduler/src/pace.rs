@@ -74,11 +74,6 @@ impl Scheduler {
     /// Those of a worker's rows, of one stage, that go now, which may be none.
     pub(crate) fn rows_due(&mut self, worker: WorkerId, rows: Vec<Waiting>) -> Vec<Waiting> {
         let Some(first) = rows.first() else { return rows };
-        // There replays and the sessions that wait for them take turns on the trusted workers,
-        // two steps at a time: with one they may hold each other up.
-        if self.config.audits.full {
-            return rows;
-        }
         match self.wait_of(worker, &self.sessions[&first.session]) {
             Some(Wait::Answer) => return Vec::new(),
             Some(Wait::Until(at)) => {

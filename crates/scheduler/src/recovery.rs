@@ -197,7 +197,7 @@ impl Scheduler {
     }
 
     /// Whether a session has the pages for so many positions already, on every stage.
-    fn has_pages(&self, session: &Session, positions: u32) -> bool {
+    pub(crate) fn has_pages(&self, session: &Session, positions: u32) -> bool {
         let layered = session.stages.iter().filter(|s| s.layers).filter_map(|s| s.holder);
         let mut shards = layered.map(|(w, a)| self.workers.get(&w).and_then(|w| w.held.get(&a)));
         shards.all(|shard| {

@@ -443,7 +443,8 @@ impl Scheduler {
         Ok(())
     }
 
-    /// Promises pages, giving up cached sessions for them, the longest unused first.
+    /// Promises pages, giving up cached sessions for them, the longest unused first, then
+    /// replays; none of them where all together are too few.
     pub(crate) fn reserve_or_evict(
         &mut self,
         session: SessionId,
@@ -452,7 +453,7 @@ impl Scheduler {
     ) -> bool {
         loop {
             let Err(lacking) = self.reserve(session, stages, positions) else { return true };
-            if !self.could_hold(&lacking, positions) {
+            if !self.could_free(session, &lacking, positions, |_| false) {
                 return false;
             }
             let uses = |s: &Session| {
@@ -462,14 +463,6 @@ impl Scheduler {
                 return false;
             }
         }
-    }
-
-    /// Whether these shards have so many pages at all.
-    fn could_hold(&self, shards: &[(WorkerId, AssignmentId)], positions: u32) -> bool {
-        shards.iter().all(|(worker, assignment)| {
-            let shard = self.workers.get(worker).and_then(|w| w.held.get(assignment));
-            shard.is_none_or(|shard| shard.kv_pages >= pages_for(positions))
-        })
     }
 
     /// Lets the longest unused cached session go that `which` is true of.

@@ -12,6 +12,12 @@ pub(crate) struct Tracked<K, V> {
     touched: BTreeSet<K>,
 }
 
+impl<K: Ord + Copy, V> Default for Tracked<K, V> {
+    fn default() -> Tracked<K, V> {
+        Tracked::new()
+    }
+}
+
 impl<K: Ord + Copy, V> Tracked<K, V> {
     pub fn new() -> Tracked<K, V> {
         Tracked { map: BTreeMap::new(), touched: BTreeSet::new() }

@@ -109,6 +109,7 @@ impl Scheduler {
     /// If it does not.
     pub(crate) fn check_audits(&self) {
         let settings = &self.config.audits;
+        self.audits.check_index();
         let open = self.audits.open.iter();
         let replays = open.filter_map(|(id, a)| Some((a.replay.as_ref()?.session, *id)));
         assert!(

@@ -114,9 +114,11 @@ impl Index {
 impl Scheduler {
     /// Brings the indexes up to date with what was touched.
     pub(crate) fn settle(&mut self) {
+        self.audits.settle();
         if self.sessions.is_touched() {
             let skip_replay = self.config.sabotage.skip_replay;
             for id in self.sessions.take_touched() {
+                self.audits.session_touched(id);
                 let entry = self.sessions.get(&id).map(|s| SessionEntry::of(s, skip_replay));
                 for worker in self.index.set_session(id, entry, &mut self.due) {
                     self.workers.touch(worker);
