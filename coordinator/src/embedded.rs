@@ -236,7 +236,8 @@ mod tests {
     async fn answers(driver: &Handle) {
         let timeout = Duration::from_secs(60);
         let (model, prompt) = ("tiny".to_owned(), vec![1, 2]);
-        let submit = Submit { model, prompt, choices: 1, max_new_tokens: 2, timeout };
+        let wish = scheduler::Wish::default();
+        let submit = Submit { model, prompt, choices: 1, max_new_tokens: 2, timeout, wish };
         let mut submission = driver.submit(submit).await.unwrap();
         assert!(matches!(submission.recv().await, Some(RequestEvent::Started { .. })));
         assert!(matches!(submission.recv().await, Some(RequestEvent::Logits { .. })));

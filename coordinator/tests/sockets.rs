@@ -30,6 +30,7 @@ async fn submit(server: &Server) -> Submission {
         choices: 1,
         max_new_tokens: 4,
         timeout: Duration::from_secs(60),
+        wish: scheduler::Wish::default(),
     };
     server.driver.submit(submit).await.unwrap()
 }

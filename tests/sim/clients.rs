@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 
 use protocol::SessionId;
-use scheduler::{Action, Event, Request, RequestError, RequestId, Time};
+use scheduler::{Action, Event, Request, RequestError, RequestId, Time, Wish};
 
 use crate::faults::{Fault, Rng, Tally};
 use crate::fleet::Setting;
@@ -132,6 +132,7 @@ impl Clients {
                     choices,
                     max_new_tokens: new_tokens,
                     deadline: Time(deadline),
+                    wish: Wish::default(),
                 };
                 (vec![Event::Submit(request)], Vec::new())
             }

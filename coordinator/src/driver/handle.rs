@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use protocol::WorkerId;
-use scheduler::{Event, FleetView, RequestError, RequestId, WorkerSpec};
+use scheduler::{Event, FleetView, RequestError, RequestId, Wish, WorkerSpec};
 use tokio::sync::{mpsc, oneshot};
 use worker::Down;
 
@@ -69,6 +69,8 @@ pub struct Submit {
     pub max_new_tokens: u32,
     /// When it fails if it has not finished, from now.
     pub timeout: Duration,
+    /// What it asks of its route.
+    pub wish: Wish,
 }
 
 /// What happens to a request.

@@ -146,6 +146,7 @@ impl Driver {
                     choices: submit.choices,
                     max_new_tokens: submit.max_new_tokens,
                     deadline,
+                    wish: submit.wish,
                 }));
             }
             Input::Join { spec, outbox } => {

@@ -111,6 +111,7 @@ fn submit(choices: u32) -> Submit {
         choices,
         max_new_tokens: 10,
         timeout: Duration::from_secs(60),
+        wish: scheduler::Wish::default(),
     }
 }
 

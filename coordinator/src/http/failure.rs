@@ -130,6 +130,9 @@ impl From<RequestError> for Failure {
             RequestError::TooLong { .. } => {
                 Failure::request(StatusCode::BAD_REQUEST, "context_length_exceeded", message)
             }
+            RequestError::NoRoute { field, .. } => {
+                Failure::request(StatusCode::BAD_REQUEST, "no_such_route", message).of_param(field)
+            }
             RequestError::Deadline { doing, .. } => match doing {
                 Doing::Generating => {
                     Failure::server(StatusCode::GATEWAY_TIMEOUT, "deadline_exceeded", message)

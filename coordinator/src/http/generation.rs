@@ -11,7 +11,7 @@ use super::failure::Failure;
 use super::plan::{Plan, Start};
 use super::state::Model;
 use crate::driver::{Handle, RequestEvent, Submission, Submit};
-use scheduler::RequestError;
+use scheduler::{RequestError, Wish};
 
 /// What a client has not read yet, at most, over all choices; generation waits for it.
 pub(super) const PROGRESS_MAX: usize = 64;
@@ -67,6 +67,7 @@ pub(super) fn start(driver: &Handle, plan: Plan) -> mpsc::Receiver<Progress> {
             first,
             logits: Vec::new(),
             deadline: plan.deadline,
+            wish: plan.wish,
         };
         tokio::spawn(run.finish(driver.clone(), prompt, sender.clone()));
     }
@@ -84,6 +85,7 @@ struct Run {
     /// `[V]`, reused.
     logits: Vec<f32>,
     deadline: Instant,
+    wish: Wish,
 }
 
 impl Run {
@@ -110,6 +112,7 @@ impl Run {
             choices: self.choices.len() as u32,
             max_new_tokens: self.choices[0].start.generation.tokens_max(),
             timeout: self.deadline.saturating_duration_since(Instant::now()),
+            wish: self.wish,
         };
         let mut submission = driver.submit(submit).await?;
         while self.choices.iter().any(Choice::is_open) {

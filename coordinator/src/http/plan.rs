@@ -3,8 +3,9 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
-use api::{ChatMessage, Options, Prompt, TIMEOUT_DEFAULT_S};
+use api::{ChatMessage, Options, Prompt, TIMEOUT_DEFAULT_S, WeftOptions};
 use axum::http::StatusCode;
+use scheduler::{Parallelism, Wish};
 use text::{Generation, Message, Sampler, SamplingParams, Special, StopRules};
 use tokio::time::Instant;
 
@@ -39,6 +40,7 @@ pub(super) struct Plan {
     /// How each choice of a prompt begins; cloned for each.
     pub starts: Vec<Start>,
     pub deadline: Instant,
+    pub wish: Wish,
 }
 
 /// The state in which a choice begins.
@@ -65,6 +67,7 @@ pub(super) async fn plan(
     let deadline = Instant::now() + timeout;
     let choices = options.choices();
     let seed = options.seed.unwrap_or_else(draw_seed);
+    let wish = wish(&options.weft);
     let work = move || {
         let params = sampling_params(&options, seed, logprobs);
         let sampler = Sampler::new(params, model.tokenizer.vocabulary().len())?;
@@ -77,9 +80,21 @@ pub(super) async fn plan(
             sampler.see_prompt(prompt);
             starts.push(Start { sampler, generation });
         }
-        Ok(Plan { model, prompts, choices, starts, deadline })
+        Ok(Plan { model, prompts, choices, starts, deadline, wish })
     };
     state.blocking(work).await
+}
+
+/// What the scheduler is asked for.
+fn wish(weft: &WeftOptions) -> Wish {
+    let parallelism = match weft.parallelism {
+        api::Parallelism::Auto => Parallelism::Auto,
+        api::Parallelism::None => Parallelism::None,
+        api::Parallelism::Pipeline => Parallelism::Pipeline,
+        api::Parallelism::Tensor => Parallelism::Tensor,
+        api::Parallelism::Hybrid => Parallelism::Hybrid,
+    };
+    Wish { nodes_max: weft.nodes, trusted_only: weft.trusted_only, parallelism }
 }
 
 /// OpenAI's defaults where the request says nothing.

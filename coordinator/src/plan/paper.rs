@@ -8,7 +8,7 @@ use bytes::Bytes;
 use protocol::{Dtype, Frame, FrameKind, SessionId, ToWorker, WorkerId, WorkerKind};
 use scheduler::{
     Action, Config, Event, FleetView, Holds, ModelSpec, Request, RequestId, Scheduler, Standing,
-    Time, WorkerSpec,
+    Time, Wish, WorkerSpec,
 };
 
 use super::fleet_file::{FleetFile, Machine};
@@ -194,6 +194,7 @@ impl Paper {
                 choices: 1,
                 max_new_tokens: self.model.context - prompt,
                 deadline: began.plus(MEASURED_WITHIN),
+                wish: Wish::default(),
             }));
         }
         let enough = u64::from(sessions) * u64::from(tokens);

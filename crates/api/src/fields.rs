@@ -49,6 +49,11 @@ impl Fields {
         self.map.remove(key).filter(|v| !v.is_null())
     }
 
+    /// The names of what has not been taken.
+    pub fn left(&self) -> impl Iterator<Item = &str> {
+        self.map.keys().map(String::as_str)
+    }
+
     /// Takes a field that must be there.
     pub fn require(&mut self, key: &str) -> Result<Value, Invalid> {
         self.take(key).ok_or_else(|| {

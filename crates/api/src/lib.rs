@@ -17,6 +17,7 @@ mod models;
 mod options;
 mod tab;
 mod usage;
+mod weft;
 
 pub use chat::*;
 pub use completion::*;
@@ -28,3 +29,4 @@ pub use models::*;
 pub use options::*;
 pub use tab::*;
 pub use usage::*;
+pub use weft::*;

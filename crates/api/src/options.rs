@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use crate::error::Invalid;
 use crate::fields::{Fields, empty, invalid_value, name_of, too_long, wrong_type};
+use crate::weft::WeftOptions;
 
 /// Choices of a request at most.
 pub const CHOICES_MAX: u32 = 16;
@@ -66,6 +67,9 @@ pub struct Options {
     /// Seconds after which the request fails if it has not finished.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub timeout: Option<f64>,
+    /// What it asks of its route.
+    #[serde(skip_serializing_if = "WeftOptions::is_default")]
+    pub weft: WeftOptions,
 }
 
 impl Options {
@@ -96,6 +100,7 @@ impl Options {
             repetition_penalty: single(fields.decimal("repetition_penalty")?),
             logit_bias: take_logit_bias(fields)?,
             timeout: fields.decimal_in("timeout", TIMEOUT_MIN_S..=TIMEOUT_MAX_S)?,
+            weft: WeftOptions::take(fields)?,
         })
     }
 

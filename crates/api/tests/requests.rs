@@ -3,8 +3,8 @@
 use std::collections::BTreeMap;
 
 use api::{
-    ChatMessage, ChatRequest, CompletionRequest, GenerateRequest, Invalid, Options, Prompt, Role,
-    StreamOptions,
+    ChatMessage, ChatRequest, CompletionRequest, GenerateRequest, Invalid, Options, Parallelism,
+    Prompt, Role, StreamOptions, WeftOptions,
 };
 
 /// A chat request with these fields besides its messages.
@@ -51,7 +51,8 @@ fn every_option_is_read() {
         r#""model":"m","max_completion_tokens":7,"n":3,"stop":["a","b"],"temperature":1,
         "top_p":0.5,"top_k":40,"min_p":0.05,"seed":-1,"frequency_penalty":0.25,
         "presence_penalty":-0.5,"repetition_penalty":1.5,"logit_bias":{"5":-100,"7":2.5},
-        "timeout":1.5,"logprobs":true,"top_logprobs":2,"stream":true,
+        "timeout":1.5,"weft":{"nodes":2,"trust":"trusted-only","parallelism":"layer"},
+        "logprobs":true,"top_logprobs":2,"stream":true,
         "stream_options":{"include_usage":true,"include_obfuscation":false}"#,
     );
     let expected = ChatRequest {
@@ -71,6 +72,11 @@ fn every_option_is_read() {
             repetition_penalty: Some(1.5),
             logit_bias: BTreeMap::from([(5, -100.0), (7, 2.5)]),
             timeout: Some(1.5),
+            weft: WeftOptions {
+                nodes: Some(2),
+                trusted_only: true,
+                parallelism: Parallelism::Pipeline,
+            },
         },
         logprobs: true,
         top_logprobs: Some(2),
@@ -83,7 +89,8 @@ fn every_option_is_read() {
 #[test]
 fn a_request_that_a_client_writes_is_read_back_the_same() {
     let body = r#""max_tokens":9,"stop":"x","seed":18446744073709551615,"logprobs":true,
-        "top_logprobs":0,"stream":true,"stream_options":{"include_usage":true},"min_p":0.1"#;
+        "top_logprobs":0,"stream":true,"stream_options":{"include_usage":true},"min_p":0.1,
+        "weft":{"nodes":3,"trust":"trusted-only","parallelism":"hybrid"}"#;
     let request = chat(body).unwrap();
     let written = serde_json::to_vec(&request).unwrap();
     assert_eq!(ChatRequest::parse(&written).unwrap(), request);
@@ -95,6 +102,23 @@ fn a_request_that_a_client_writes_is_read_back_the_same() {
     let request = GenerateRequest::parse(br#"{"prompt":"p","max_new_tokens":4}"#).unwrap();
     let written = serde_json::to_vec(&request).unwrap();
     assert_eq!(GenerateRequest::parse(&written).unwrap(), request);
+}
+
+#[test]
+fn what_is_asked_of_the_fleet_is_read_or_refused_by_name() {
+    let weft = |fields: &str| chat(&format!(r#""weft":{{{fields}}}"#)).map(|r| r.options.weft);
+    assert_eq!(weft("").unwrap(), WeftOptions::default());
+    assert_eq!(weft(r#""trust":"any","nodes":null"#).unwrap(), WeftOptions::default());
+    let kinds = ["auto", "none", "pipeline", "layer", "tensor", "hybrid"];
+    let read = kinds.map(|kind| weft(&format!(r#""parallelism":"{kind}""#)).unwrap().parallelism);
+    use Parallelism::{Auto, Hybrid, None, Pipeline, Tensor};
+    assert_eq!(read, [Auto, None, Pipeline, Pipeline, Tensor, Hybrid]);
+    refused(chat(r#""weft":3"#), "weft", "invalid_type", "expected an object");
+    refused(weft(r#""nodes":0"#), "weft.nodes", "integer_below_min_value", ">= 1");
+    refused(weft(r#""nodes":"all""#), "weft.nodes", "invalid_type", "an integer");
+    refused(weft(r#""trust":"me""#), "weft.trust", "invalid_value", "'trusted-only'");
+    refused(weft(r#""parallelism":"ring""#), "weft.parallelism", "invalid_value", "'hybrid'");
+    refused(weft(r#""node":1"#), "weft.node", "invalid_value", "no such option");
 }
 
 #[test]

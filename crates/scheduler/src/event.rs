@@ -8,6 +8,7 @@ use protocol::{AssignmentId, BlobRef, Dtype, Frame, SessionId, ToWorker, WorkerI
 
 use crate::links::Traffic;
 use crate::standing::Standing;
+use crate::wish::Wish;
 
 /// A point in time, µs since an origin of the shell's choosing.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash)]
@@ -244,6 +245,8 @@ pub struct Request {
     pub max_new_tokens: u32,
     /// When it fails if it has not finished.
     pub deadline: Time,
+    /// What it asks of its route.
+    pub wish: Wish,
 }
 
 /// What is to be done, in this order.
@@ -356,6 +359,14 @@ pub enum RequestError {
         /// Positions possible.
         limit: u32,
         /// What sets the limit.
+        why: String,
+    },
+    /// No route is as the request wishes.
+    #[error("{field} cannot be granted: {why}")]
+    NoRoute {
+        /// What it wished for.
+        field: &'static str,
+        /// Why not.
         why: String,
     },
     /// The deadline passed.

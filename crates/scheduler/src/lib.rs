@@ -15,6 +15,7 @@
 //! | `replicas` | what whoever is left over holds, or why it holds nothing |
 //! | `routing` | a session's way through the shards that are ready, as a pure function |
 //! | `ways` | which shards it is chosen among |
+//! | `wish` | what a request asks of it |
 //! | `requests` | admission, the queue, choices, reuse of a conversation's KV |
 //! | `links` | what boundaries are sent in |
 //! | `steps` | what goes to a worker as one step, and what its answer means |
@@ -55,6 +56,7 @@ mod view;
 mod visits;
 mod ways;
 mod windows;
+mod wish;
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
@@ -70,6 +72,7 @@ use session::Session;
 pub use standing::Standing;
 use survival::Survival;
 use tracked::Tracked;
+pub use wish::{Parallelism, Wish};
 
 /// The bounds and habits of a scheduler; every one has a default.
 #[derive(Clone, Debug)]

@@ -100,12 +100,12 @@ impl Scheduler {
 
     fn mend_session(&mut self, id: SessionId) {
         let session = &self.sessions[&id];
-        let (model, positions) = (session.model, session.positions() + 1);
+        let (model, positions, wish) = (session.model, session.positions() + 1, session.wish);
         let whole = self.models[model].whole();
         let filled = if session.stages.is_empty() { None } else { self.fill_holes(id, positions) };
         // Where the holes alone cannot be filled, another way altogether may do.
         let keeps = filled.is_some();
-        let stages = filled.or_else(|| self.find_route(model, whole, positions, &[], id.0));
+        let stages = filled.or_else(|| self.find_wished(model, whole, positions, &[], id.0, wish));
         let Some(stages) = stages else { return };
         if !self.reserve_or_evict(id, &stages, positions) {
             return;
@@ -134,19 +134,20 @@ impl Scheduler {
         let session = &self.sessions[&id];
         // A shard runs one range of layers for a session, so those in use are no way out.
         let mut used: Vec<AssignmentId> = session.layered_shards().collect();
-        let (model, old) = (session.model, session.stages.clone());
+        let (model, wish, old) = (session.model, session.wish, session.stages.clone());
         let mut stages = Vec::new();
         for stage in old {
             if stage.holder.is_some() {
                 stages.push(stage);
                 continue;
             }
-            let found = self.find_route(model, stage.span, positions, &used, id.0)?;
+            let found =
+                self.find_wished(model, stage.span, positions, &used, id.0, wish.of_part())?;
             let layered = found.iter().filter(|s| s.layers);
             used.extend(layered.filter_map(|s| s.holder.map(|h| h.1)));
             stages.extend(found);
         }
-        Some(stages)
+        Some(stages).filter(|stages| self.is_granted(wish, model, stages))
     }
 
     /// A session needs one more position: pages for it are found, at the cost of cached
@@ -158,7 +159,7 @@ impl Scheduler {
             if session.stages.is_empty() || self.has_pages(session, positions) {
                 return;
             }
-            let (stages, request) = (session.stages.clone(), session.request);
+            let (stages, request, wish) = (session.stages.clone(), session.request, session.wish);
             if self.reserve_or_evict(id, &stages, positions) {
                 return;
             }
@@ -181,7 +182,7 @@ impl Scheduler {
                 continue;
             }
             let whole = self.models[model].whole();
-            if self.find_route(model, whole, positions, &[], id.0).is_some() {
+            if self.find_wished(model, whole, positions, &[], id.0, wish).is_some() {
                 // Another shard is large enough: it goes on there.
                 self.preempt(id);
                 return;

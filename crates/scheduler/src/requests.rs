@@ -2,12 +2,14 @@
 
 use std::collections::BTreeSet;
 
-use protocol::{AssignmentId, SessionId, ToWorker, WorkerId};
+use protocol::{AssignmentId, SessionId, Span, ToWorker, WorkerId};
 
 use crate::Scheduler;
 use crate::event::{Action, Doing, Request, RequestError, RequestId, Time};
 use crate::fleet::{describe, pages_for};
+use crate::index::PartIndex;
 use crate::session::{Phase, Session, Stage};
+use crate::wish::Wish;
 
 /// A request that was admitted.
 #[derive(Debug)]
@@ -21,7 +23,10 @@ pub(crate) struct InFlight {
 /// What became of an attempt to start a request.
 enum Start {
     Done,
+    /// And whoever comes after it waits as well.
     Wait,
+    /// For what others do not need.
+    WaitAlone,
     Refuse(RequestError),
 }
 
@@ -51,6 +56,9 @@ impl Scheduler {
         if choices as usize > limit {
             return Some(RequestError::TooManyChoices { choices, limit });
         }
+        if let Some((field, why)) = request.wish.impossible() {
+            return Some(RequestError::NoRoute { field, why });
+        }
         if self.queue.len() >= self.config.queue_max {
             let retry_after_s = 1 + self.queue.len() as u32 / 8;
             return Some(RequestError::Busy { waiting: self.queue.len(), retry_after_s });
@@ -61,8 +69,10 @@ impl Scheduler {
     /// Starts what waits, in order; a model that must wait does not hold up another.
     pub(crate) fn admit(&mut self) {
         // Whoever had its KV taken, or lost a stage, comes before whoever is new.
+        // What wishes for more than they do holds nobody up.
+        let broken = self.broken().filter(|s| s.wish == Wish::default());
         let mut blocked: BTreeSet<String> =
-            self.broken().map(|s| self.models[s.model].spec.name.clone()).collect();
+            broken.map(|s| self.models[s.model].spec.name.clone()).collect();
         let mut i = 0;
         while let Some((request, _)) = self.queue.get(i) {
             if blocked.contains(&request.model) {
@@ -85,6 +95,7 @@ impl Scheduler {
                     blocked.insert(request.model);
                     i += 1;
                 }
+                Start::WaitAlone => i += 1,
             }
         }
     }
@@ -98,6 +109,7 @@ impl Scheduler {
         let mut session = Session {
             tokens: request.prompt.clone(),
             prompt_len,
+            wish: request.wish,
             ..Session::new(id, request.id, model, Phase::Computing)
         };
         let cached_tokens = match self.adopt(&mut session) {
@@ -107,11 +119,12 @@ impl Scheduler {
                 // A shard that can hold all of it is better than one that it would outgrow.
                 let context = self.models[model].spec.context;
                 let whole = prompt_len.saturating_add(request.max_new_tokens).min(context);
-                let roomy = self.find_route(model, range, whole, &[], id.0);
-                let Some(stages) =
-                    roomy.or_else(|| self.find_route(model, range, prompt_len + 1, &[], id.0))
+                let wish = request.wish;
+                let roomy = self.find_wished(model, range, whole, &[], id.0, wish);
+                let Some(stages) = roomy
+                    .or_else(|| self.find_wished(model, range, prompt_len + 1, &[], id.0, wish))
                 else {
-                    return self.why_no_route(model, prompt_len + 1);
+                    return self.why_no_route(model, prompt_len + 1, wish);
                 };
                 session.fix_dtypes(self.dtypes_of(model, &stages));
                 session.stages = stages;
@@ -144,10 +157,24 @@ impl Scheduler {
         Start::Done
     }
 
-    fn why_no_route(&mut self, model: usize, positions: u32) -> Start {
+    fn why_no_route(&mut self, model: usize, positions: u32, wish: Wish) -> Start {
         let range = self.models[model].whole();
-        if self.find_route(model, range, 1, &[], 0).is_none() {
-            return Start::Wait;
+        let trusted = Wish { trusted_only: wish.trusted_only, ..Wish::default() };
+        if self.find_wished(model, range, 1, &[], 0, trusted).is_none() {
+            return match wish.trusted_only {
+                true => Start::WaitAlone,
+                false => Start::Wait,
+            };
+        }
+        if self.find_wished(model, range, positions, &[], 0, trusted).is_some()
+            || self.find_wished(model, range, 1, &[], 0, wish).is_none()
+        {
+            // A shard that loads may be what is lacking.
+            if self.index.loading > 0 {
+                return Start::WaitAlone;
+            }
+            let (field, why) = wish.not_now();
+            return Start::Refuse(RequestError::NoRoute { field, why });
         }
         // Its longest route is as long as the layer that has the least room.
         let parts = &self.index.models[model].parts;
@@ -164,6 +191,9 @@ impl Scheduler {
     fn adopt(&mut self, session: &mut Session) -> Option<u32> {
         let (from, common) = self.longest_common(session)?;
         let donor = &self.sessions[&from];
+        if !self.is_granted(session.wish, session.model, &donor.stages) {
+            return None;
+        }
         if self.config.audits.full && !donor.is_verified(common) {
             return None;
         }
@@ -355,9 +385,11 @@ impl Scheduler {
                     let (request, submitted_at) = queued.expect("it waits or runs");
                     let model = self.model_index(&request.model);
                     let missing = model.and_then(|m| self.missing(m));
-                    let doing = missing.map_or(Doing::WaitingForPlace, |missing| {
-                        Doing::WaitingFor(format!("{missing} of {}", request.model))
-                    });
+                    let missing = missing.map(|missing| format!("{missing} of {}", request.model));
+                    let trusted = request.wish.trusted_only;
+                    let missing =
+                        missing.or_else(|| self.lacks_trusted(model?).filter(|_| trusted));
+                    let doing = missing.map_or(Doing::WaitingForPlace, Doing::WaitingFor);
                     (*submitted_at, doing)
                 }
             };
@@ -376,6 +408,34 @@ impl Scheduler {
         let holes = session.holes();
         let words: Vec<String> = holes.iter().map(|h| describe(model, *h)).collect();
         (!words.is_empty()).then(|| format!("{} of {}", words.join(", "), model.name))
+    }
+
+    /// Whether stages are as a request wishes.
+    pub(crate) fn is_granted(&self, wish: Wish, model: usize, stages: &[Stage]) -> bool {
+        let trusted = |id| self.workers.get(&id).is_some_and(|w| w.spec.trusted);
+        let mut holders = stages.iter().filter_map(|s| s.holder);
+        (!wish.trusted_only || holders.all(|(worker, _)| trusted(worker)))
+            && wish.suits(stages, self.models[model].spec.parts.len())
+    }
+
+    /// The parts that no trusted worker is ready with, in words.
+    fn lacks_trusted(&self, model: usize) -> Option<String> {
+        let (parts, spec) = (&self.index.models[model].parts, &self.models[model].spec);
+        let ready = |index: &PartIndex| {
+            index.fastest().any(|(worker, _)| self.workers[&worker].spec.trusted)
+        };
+        let lacking = (0..parts.len()).filter(|part| !ready(&parts[*part]));
+        let lacking = lacking.map(|part| Span { first: part as u32, end: part as u32 + 1 });
+        let mut spans: Vec<Span> = Vec::new();
+        for span in lacking {
+            match spans.last_mut() {
+                Some(last) if last.end == span.first => last.end = span.end,
+                _ => spans.push(span),
+            }
+        }
+        let words: Vec<String> = spans.into_iter().map(|span| describe(spec, span)).collect();
+        let words = words.join(", ");
+        (!words.is_empty()).then(|| format!("a trusted worker for {words} of {}", spec.name))
     }
 
     pub(crate) fn model_index(&self, name: &str) -> Option<usize> {

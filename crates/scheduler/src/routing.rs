@@ -47,40 +47,67 @@ pub type Leg = ((WorkerId, AssignmentId), Span);
 /// and of all. No shard is entered twice for layers: where the path would come back to one,
 /// that shard runs everything between, which it holds.
 pub fn route(ways: &Ways, range: Span, work_bytes: &[u64]) -> Option<Vec<Leg>> {
-    let len = (range.end - range.first) as usize;
-    // best[b]: seconds to have run the range's first b parts; by: (way, from).
-    let mut best = vec![f64::INFINITY; len + 1];
-    let mut by: Vec<Option<(usize, usize)>> = vec![None; len + 1];
+    cheapest(ways, range, work_bytes, None).map(|(legs, _)| legs)
+}
+
+/// The same with its cost in seconds. With a `home`, no two stages with layers that follow each
+/// other are on that worker, and so many stages at most are on others.
+pub(crate) fn cheapest(
+    ways: &Ways,
+    range: Span,
+    work_bytes: &[u64],
+    home: Option<(WorkerId, usize)>,
+) -> Option<(Vec<Leg>, f64)> {
+    let (len, parts) = ((range.end - range.first) as usize, work_bytes.len() - 1);
+    // What matters of a path so far: stages away from home, and whether its last one is there.
+    let away_max = home.map_or(0, |(_, away)| away);
+    let states = 2 * (away_max + 1);
+    // best[b * states + s]: seconds to have run the range's first b parts in state s; by: the
+    // way, and where the path was before.
+    let mut best = vec![f64::INFINITY; (len + 1) * states];
+    let mut by: Vec<Option<(usize, usize)>> = vec![None; (len + 1) * states];
     best[0] = 0.0;
-    for from in 0..len {
-        if best[from].is_infinite() {
+    for at in 0..len * states {
+        if best[at].is_infinite() {
             continue;
         }
-        let part = range.first as usize + from;
+        let (part, state) = (range.first as usize + at / states, at % states);
         for &w in &ways.at[part] {
             let way = &ways.ways[w];
-            let entered = best[from] + way.hop_s;
+            let is_home = home.is_none_or(|(home, _)| home == way.holder.0);
+            let away = state / 2 + usize::from(!is_home);
+            if away > away_max {
+                continue;
+            }
+            let entered = best[at] + way.hop_s;
             for to in part + 1..=(way.span.end.min(range.end) as usize) {
+                let span = Span { first: part as u32, end: to as u32 };
+                let settles = home.is_some() && is_home && crate::fleet::has_layers(span, parts);
+                if settles && state % 2 == 1 {
+                    continue;
+                }
                 let work = (work_bytes[to] - work_bytes[part]) as f64;
                 let seconds = entered + work * way.s_per_byte;
-                let b = to - range.first as usize;
+                let b = (to - range.first as usize) * states + 2 * away + usize::from(settles);
                 if seconds < best[b] {
                     best[b] = seconds;
-                    by[b] = Some((w, from));
+                    by[b] = Some((w, at));
                 }
             }
         }
     }
+    let ends = len * states..(len + 1) * states;
+    let mut at = ends.min_by(|a, b| best[*a].total_cmp(&best[*b]))?;
+    let seconds = best[at];
     let mut legs: Vec<Leg> = Vec::new();
-    let mut at = len;
-    while at > 0 {
+    while at >= states {
         let (w, from) = by[at]?;
-        let span = Span { first: range.first + from as u32, end: range.first + at as u32 };
-        legs.push((ways.ways[w].holder, span));
+        let first = range.first + (from / states) as u32;
+        legs.push((ways.ways[w].holder, Span { first, end: range.first + (at / states) as u32 }));
         at = from;
     }
     legs.reverse();
-    Some(merge_returns(legs, work_bytes.len() - 1))
+    Some((merge_returns(legs, parts), seconds))
 }
 
 /// Lets a shard that a route comes back to run all that lies between.

@@ -8,6 +8,7 @@ use protocol::{AssignmentId, Dtype, SessionId, Span, WorkerId};
 
 use crate::event::{RequestId, Time};
 use crate::log::Boundary;
+use crate::wish::Wish;
 
 /// Entries of [`Session::authored`] kept; the oldest verified ones go first. With full
 /// verification there is one more for each stage that was replaced before it was verified.
@@ -51,6 +52,8 @@ pub struct Session {
     pub next_authored: u64,
     /// Its client takes long to choose the token that is due: nobody waits for it.
     pub dawdles: bool,
+    /// What its request asks of its route.
+    pub wish: Wish,
     /// While [`Phase::Verifying`]: the position whose logits are there, and they.
     pub withheld: Option<(u32, Bytes)>,
 }
@@ -141,6 +144,7 @@ impl Session {
             authored: Vec::new(),
             next_authored: 0,
             dawdles: false,
+            wish: Wish::default(),
             withheld: None,
         }
     }

@@ -299,7 +299,10 @@ impl Scheduler {
         let position = sent.position;
         let other = match believed {
             true => None,
-            false => self.find_route(model, span, positions, &not, sent.session.0),
+            false => {
+                let wish = session.wish.of_part();
+                self.find_wished(model, span, positions, &not, sent.session.0, wish)
+            }
         };
         let Some(other) = other else {
             self.refuse(request, RequestError::Numeric { position });

@@ -12,8 +12,9 @@ use protocol::{AssignmentId, Span};
 use crate::Scheduler;
 use crate::fleet::{has_layers, pages_for};
 use crate::index::{Holder, scatter};
-use crate::routing::{self, Way, Ways};
+use crate::routing::{Way, Ways};
 use crate::session::Stage;
+use crate::wish::{Parallelism, Wish};
 
 /// Of the shards that hold a part, so many of the fastest are candidates.
 const FASTEST_MAX: usize = 8;
@@ -36,6 +37,7 @@ struct Wanted<'a> {
     not: &'a [AssignmentId],
     /// Whose chance it is.
     seed: u64,
+    wish: Wish,
 }
 
 impl Scheduler {
@@ -49,8 +51,21 @@ impl Scheduler {
         not: &[AssignmentId],
         seed: u64,
     ) -> Option<Vec<Stage>> {
+        self.find_wished(model, range, positions, not, seed, Wish::default())
+    }
+
+    /// The same, of the routes that are as a request wishes.
+    pub(crate) fn find_wished(
+        &mut self,
+        model: usize,
+        range: Span,
+        positions: u32,
+        not: &[AssignmentId],
+        seed: u64,
+        wish: Wish,
+    ) -> Option<Vec<Stage>> {
         self.settle();
-        let wanted = Wanted { model, range, positions, not, seed };
+        let wanted = Wanted { model, range, positions, not, seed, wish };
         let parts = &self.index.models[model].parts;
         let needed = &parts[range.first as usize..range.end as usize];
         if needed.iter().any(|part| part.ready() == 0) {
@@ -60,9 +75,9 @@ impl Scheduler {
         let sampled = self.ways(&wanted, FASTEST_MAX);
         let all = needed.iter().any(|part| part.ready() > few);
         let work = &self.models[model].work;
-        let legs = routing::route(&sampled, range, work);
+        let legs = wish.route(&sampled, range, work);
         let legs = match legs {
-            None if all => routing::route(&self.ways(&wanted, usize::MAX), range, work),
+            None if all => wish.route(&self.ways(&wanted, usize::MAX), range, work),
             legs => legs,
         };
         let parts = parts.len();
@@ -123,7 +138,15 @@ impl Scheduler {
     fn way(&self, wanted: &Wanted<'_>, holder: Holder) -> Option<Way> {
         let shard = &self.workers[&holder.0].held[&holder.1];
         let pages = pages_for(wanted.positions);
-        let layers = has_layers(shard.span, self.models[wanted.model].spec.parts.len());
+        let parts = self.models[wanted.model].spec.parts.len();
+        let layers = has_layers(shard.span, parts);
+        let whole = shard.span.first <= 1 && shard.span.end as usize + 1 >= parts;
+        let alone = wanted.wish.parallelism == Parallelism::None;
+        if wanted.wish.trusted_only && !self.workers[&holder.0].spec.trusted
+            || alone && layers && !whole
+        {
+            return None;
+        }
         if !shard.ready || layers && (shard.kv_pages < pages || wanted.not.contains(&holder.1)) {
             return None;
         }
@@ -134,7 +157,9 @@ impl Scheduler {
     /// The embedding or the head of a ready shard.
     fn end_way(&self, wanted: &Wanted<'_>, holder: Holder, part: u32) -> Option<Way> {
         let last = self.models[wanted.model].spec.parts.len() as u32 - 1;
-        let ready = self.workers[&holder.0].held[&holder.1].ready;
+        let worker = &self.workers[&holder.0];
+        let ready =
+            worker.held[&holder.1].ready && (worker.spec.trusted || !wanted.wish.trusted_only);
         let span = Span { first: part, end: part + 1 };
         (ready && (part == 0 || part == last))
             .then(|| self.way_through(wanted, holder, span, false))

@@ -201,6 +201,13 @@ async fn what_the_scheduler_refuses_has_its_status() {
         ),
         (deadline(Doing::WaitingForPlace), 503, SERVER, "not_ready_in_time", "a place"),
         (deadline(Doing::Generating), 504, SERVER, "deadline_exceeded", "after 300 s generating"),
+        (
+            RequestError::NoRoute { field: "weft.nodes", why: "no route has 1".to_owned() },
+            400,
+            INVALID,
+            "no_such_route",
+            "weft.nodes cannot be granted",
+        ),
         (RequestError::Numeric { position: 4 }, 500, SERVER, "numeric_overflow", "position 4"),
     ];
     for (error, status, kind, code, says) in cases {
@@ -211,6 +218,7 @@ async fn what_the_scheduler_refuses_has_its_status() {
             let param = match error {
                 RequestError::NoModel { .. } => Some("model"),
                 RequestError::TooManyChoices { .. } => Some("n"),
+                RequestError::NoRoute { field, .. } => Some(field),
                 _ => None,
             };
             let message = answer.refused(status, kind, param, Some(code));

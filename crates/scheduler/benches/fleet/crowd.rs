@@ -9,7 +9,7 @@ use protocol::{
 };
 use scheduler::{
     Action, ClassSpec, Config, Event, Holds, ModelSpec, PartSpec, Request, RequestId, Scheduler,
-    Time, WorkerSpec,
+    Time, Wish, WorkerSpec,
 };
 
 const MIB: u64 = 1 << 20;
@@ -256,6 +256,7 @@ impl Crowd {
             choices: 1,
             max_new_tokens: 200,
             deadline: Time(u64::MAX / 2),
+            wish: Wish::default(),
         })
     }
 

@@ -7,7 +7,7 @@ use bytes::Bytes;
 use protocol::{BlobRef, Dtype, Frame, FrameKind, SessionId, ToWorker, WorkerId, WorkerKind};
 use scheduler::{
     Action, ClassSpec, Config, Event, Holds, ModelSpec, Note, PartSpec, Request, RequestError,
-    RequestId, Scheduler, Standing, Time, WorkerSpec,
+    RequestId, Scheduler, Standing, Time, Wish, WorkerSpec,
 };
 
 pub const MIB: u64 = 1 << 20;
@@ -135,6 +135,10 @@ impl Bench {
     }
 
     pub fn submit(&mut self, id: u64, prompt: Vec<u32>, choices: u32) {
+        self.submit_wishing(id, prompt, choices, Wish::default());
+    }
+
+    pub fn submit_wishing(&mut self, id: u64, prompt: Vec<u32>, choices: u32, wish: Wish) {
         let deadline = Time(self.now + 60_000_000);
         let request = Request {
             id: RequestId(id),
@@ -143,6 +147,7 @@ impl Bench {
             choices,
             max_new_tokens: 10,
             deadline,
+            wish,
         };
         self.tell(Event::Submit(request));
     }

@@ -7,6 +7,7 @@ mod boundaries;
 mod large;
 mod pace;
 mod tabs;
+mod wish;
 
 use std::time::Duration;
 
