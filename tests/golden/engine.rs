@@ -1,7 +1,11 @@
 //! The engine on the real default model: the hashes that an independent implementation of
 //! NUMERICS.md gave, and llama.cpp's logits in f32.
 
+#[allow(dead_code, reason = "the kernels' tests use the rest")]
+#[path = "../kernels/ranks.rs"]
+mod ranks;
 mod real;
+mod tensor;
 #[allow(dead_code, reason = "the kernels' tests use the rest")]
 #[path = "../kernels/tiny.rs"]
 mod tiny;

@@ -5,9 +5,14 @@
 //! over is dropped; each chunk is read by itself, and its second half counts: the mean of
 //! -ln p(next id), over all chunks, as a power of e.
 
+#[allow(dead_code, reason = "the kernels' tests use the rest")]
+#[path = "../kernels/ranks.rs"]
+mod ranks;
 mod real;
 
-use engine::{Class, Input, Output, Segment, Shard};
+use engine::{Class, Input, Output, Segment};
+use model::tensor::TensorForm;
+use ranks::group;
 use real::Model;
 use serde_json::Value;
 use text::{Special, Tokenizer};
@@ -22,6 +27,11 @@ const WORSE_MAX: f64 = 0.005;
 /// How far from its f32 path `exact-f32` may be: sums in another order, four decimals printed.
 const EXACT_APART_MAX: f64 = 1e-4;
 
+/// Chunks that the sums of a tensor group are looked at, and how far from llama.cpp's default path
+/// they may be.
+const SUMS_CHUNKS: usize = 2;
+const SUMS_APART_MAX: f64 = 0.02;
+
 /// The text's ids, as the model's file tokenizes them.
 fn tokens() -> Vec<u32> {
     let text = std::fs::read_to_string(tests::required_text()).expect("the text");
@@ -31,8 +41,9 @@ fn tokens() -> Vec<u32> {
     tokenizer.encode_prompt(text, Special::Parse).expect("a short text")
 }
 
-/// The perplexity after each of these chunks, over it and those before it.
-fn perplexities(shard: &mut Shard, chunks: &[&[u32]]) -> Vec<f64> {
+/// The perplexity after each of these chunks, over it and those before it; `step` gives their
+/// logits.
+fn perplexities(mut step: impl FnMut(Segment, &[u32]) -> Output, chunks: &[&[u32]]) -> Vec<f64> {
     let (mut sum, mut count) = (0.0, 0);
     let mut found = Vec::new();
     for chunk in chunks {
@@ -40,8 +51,9 @@ fn perplexities(shard: &mut Shard, chunks: &[&[u32]]) -> Vec<f64> {
         let (rows, logits_rows) = (CHUNK - 1, CHUNK - 1 - CONTEXT);
         let segment =
             Segment { session: 1, position: 0, rows: rows as u32, logits_rows: logits_rows as u32 };
-        let output = shard.step(&[segment], Input::Tokens(&chunk[..rows])).expect("a sound step");
-        let Output::Logits(logits) = output else { panic!("the shard has the head") };
+        let Output::Logits(logits) = step(segment, &chunk[..rows]) else {
+            panic!("the shard has the head")
+        };
         let vocabulary = logits.len() / logits_rows;
         for (logits, next) in logits.chunks_exact(vocabulary).zip(&chunk[CONTEXT + 1..]) {
             sum -= log_probability(logits, *next as usize);
@@ -71,9 +83,14 @@ fn perplexity_is_llama_cpps() {
     let chunks: Vec<&[u32]> = ids.chunks_exact(CHUNK).collect();
     let model = Model::open(&tests::required_model());
     let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
-    let shard = |class| model.shard(0..model.parts(), class, threads);
+    let whole = |class| {
+        let mut shard = model.shard(0..model.parts(), class, threads);
+        move |segment, tokens: &[u32]| {
+            shard.step(&[segment], Input::Tokens(tokens)).expect("a sound step")
+        }
+    };
 
-    let exact = perplexities(&mut shard(Class::ExactF32), &chunks[..EXACT_CHUNKS]);
+    let exact = perplexities(whole(Class::ExactF32), &chunks[..EXACT_CHUNKS]);
     let theirs = running(&golden, "f32");
     assert_eq!(theirs.len(), chunks.len());
     println!("exact-f32: {exact:.4?}, llama.cpp in f32 {:.4?}", &theirs[..EXACT_CHUNKS]);
@@ -81,7 +98,7 @@ fn perplexity_is_llama_cpps() {
         assert!((ours / theirs - 1.0).abs() <= EXACT_APART_MAX, "{ours}, llama.cpp {theirs}");
     }
 
-    let canonical = perplexities(&mut shard(Class::Canonical1), &chunks);
+    let canonical = perplexities(whole(Class::Canonical1), &chunks);
     let default = running(&golden, "default");
     println!("canonical-1 after each chunk: {canonical:.4?}");
     let last = |values: &[f64]| values[values.len() - 1];
@@ -90,4 +107,35 @@ fn perplexity_is_llama_cpps() {
     assert!(ours <= theirs * (1.0 + WORSE_MAX), "{ours}, llama.cpp {theirs}");
     // Better than all of f32 by more than the rounding's noise would be a mistake of this test.
     assert!(ours >= in_f32 * (1.0 - WORSE_MAX), "{ours}, llama.cpp in f32 {in_f32}");
+}
+
+/// What one rank's sums and then the other's cost, beside sums from the first column to the last.
+#[test]
+fn summed_ranks_cost_no_perplexity() {
+    let golden = tests::golden("perplexity_gpl3.json");
+    let ids = tokens();
+    let chunks: Vec<&[u32]> = ids.chunks_exact(CHUNK).take(SUMS_CHUNKS).collect();
+    let model = Model::open(&tests::required_model());
+    let (class, last) = (Class::Canonical1, model.parts() - 1);
+    let theirs = running(&golden, "default")[SUMS_CHUNKS - 1];
+    for weights in [&[1, 1][..], &[1; 4]] {
+        let load = |share: &_, link| model.rank(class, share, link);
+        let mut layers = group(TensorForm::Sums, weights, load, |_, _| {});
+        let (mut embedding, mut head) =
+            (model.shard(0..1, class, 1), model.shard(last..last + 1, class, 1));
+        let step = |segment: Segment, tokens: &[u32]| {
+            let mut row = None;
+            for shard in [&mut embedding, layers.leader()] {
+                let input = row.as_deref().map_or(Input::Tokens(tokens), Input::Hidden);
+                let output = shard.step(&[segment], input).expect("a sound step");
+                let Output::Hidden(values) = output else { panic!("the head is elsewhere") };
+                row = Some(values);
+            }
+            let hidden = Input::Hidden(row.as_deref().expect("two stages"));
+            head.step(&[segment], hidden).expect("a sound step")
+        };
+        let ours = perplexities(step, &chunks)[SUMS_CHUNKS - 1];
+        println!("sums of {} ranks: {ours:.4}, llama.cpp by default {theirs:.4}", weights.len());
+        assert!((ours / theirs - 1.0).abs() <= SUMS_APART_MAX, "{ours}, llama.cpp {theirs}");
+    }
 }

@@ -6,7 +6,8 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use engine::{BlobBytes, Class, Limits, Shard};
+use engine::tensor::{Exchange, TensorShare};
+use engine::{BlobBytes, Class, Limits, LoadError, Shard};
 use model::{Gguf, Manifest, MemoryBlobs};
 use text::TokenizerData;
 
@@ -34,6 +35,20 @@ impl Model {
     pub fn shard(&self, span: Range<u32>, class: Class, threads: u32) -> Shard {
         let blobs = |hash: &str| self.blobs.get(hash).cloned();
         Shard::load(&self.manifest, span, class, blobs, Limits::new(16, threads)).expect("it loads")
+    }
+}
+
+impl Model {
+    /// A rank's shard of the layers.
+    pub fn rank(
+        &self,
+        class: Class,
+        share: &TensorShare,
+        link: Box<dyn Exchange>,
+    ) -> Result<Shard, LoadError> {
+        let blobs = |hash: &str| self.blobs.get(hash).cloned();
+        let (span, limits) = (1..self.parts() - 1, Limits::new(16, 1));
+        Shard::load_rank(&self.manifest, span, class, blobs, limits, share, link)
     }
 }
 

@@ -8,6 +8,7 @@ mod crew;
 mod faults;
 mod guard;
 mod products;
+mod ranks;
 mod rows;
 mod sessions;
 mod shards;

@@ -1,136 +1,19 @@
-//! Tensor groups: ranks as threads, their messages over channels in memory, beside one shard.
+//! Tensor groups beside one shard, and what goes wrong in them.
 
 use std::ops::Range;
-use std::sync::mpsc::{Receiver, Sender, channel};
-use std::thread::{JoinHandle, spawn};
+use std::sync::Arc;
 
-use engine::tensor::{Exchange, ExchangeError, FollowError, Take, TensorShare};
+use engine::tensor::{Exchange, FollowError, TensorShare, kv_page_bytes};
 use engine::{Class, Input, Isa, Limits, LoadError, Segment, Shard, StepError};
 use model::gguf::GgmlType;
 use model::manifest::{Architecture, Dims, Role};
 use model::tensor::{Division, DivisionError, TensorForm};
 use model::testing::{Random, TinyModel};
 
+use crate::ranks::{Link, Ranks, Sent, group, links};
 use crate::tiny::{PAGES, Tiny, same_bits, segment, values};
 
 const CLASSES: [Class; 2] = [Class::Canonical1, Class::ExactF32];
-
-/// What one rank gives another.
-#[derive(Clone)]
-pub enum Sent {
-    Order(Vec<u8>),
-    Message(Vec<u8>),
-}
-
-/// A rank's ends of the channels from and to each other rank.
-pub struct Link {
-    to: Vec<(usize, Sender<Sent>)>,
-    from: Vec<(usize, Receiver<Sent>)>,
-    /// Changes what the others are sent, by how many messages were sent before.
-    damage: Box<dyn FnMut(usize, Vec<u8>) -> Vec<u8> + Send>,
-    sent: usize,
-}
-
-/// Links of a group of so many ranks. Orders go through channels of their own.
-pub fn links(ranks: usize) -> (Vec<Link>, Vec<Receiver<Sent>>) {
-    let (mut links, mut orders) = (Vec::new(), Vec::new());
-    for _ in 0..ranks {
-        let damage = Box::new(|_, message| message);
-        links.push(Link { to: Vec::new(), from: Vec::new(), damage, sent: 0 });
-    }
-    for from in 0..ranks {
-        for to in 0..ranks {
-            if from != to {
-                let (sender, receiver) = channel();
-                links[from].to.push((to, sender));
-                links[to].from.push((from, receiver));
-            }
-        }
-    }
-    for follower in 1..ranks {
-        let (sender, receiver) = channel();
-        links[0].to.push((ranks + follower, sender)); // an order's
-        orders.push(receiver);
-    }
-    (links, orders)
-}
-
-impl Link {
-    fn give(&self, is_order: bool, what: Sent) -> Result<(), ExchangeError> {
-        let ranks = self.from.len() + 1;
-        for (rank, sender) in self.to.iter().filter(|(rank, _)| (*rank > ranks) == is_order) {
-            let lost = |_| ExchangeError::Lost { rank: rank % ranks, reason: "it ended".into() };
-            sender.send(what.clone()).map_err(lost)?;
-        }
-        Ok(())
-    }
-}
-
-impl Exchange for Link {
-    fn order(&mut self, order: &[u8]) -> Result<(), ExchangeError> {
-        self.give(true, Sent::Order(order.to_vec()))
-    }
-
-    fn send(&mut self, message: &[u8]) -> Result<(), ExchangeError> {
-        let message = (self.damage)(self.sent, message.to_vec());
-        self.sent += 1;
-        self.give(false, Sent::Message(message))
-    }
-
-    fn receive(&mut self, take: &mut Take<'_>) -> Result<(), ExchangeError> {
-        for (rank, receiver) in &self.from {
-            match receiver.recv() {
-                Ok(Sent::Message(message)) => take(*rank, &message)?,
-                _ => return Err(ExchangeError::Lost { rank: *rank, reason: "it ended".into() }),
-            }
-        }
-        Ok(())
-    }
-}
-
-/// A leader, and its followers on threads of their own.
-pub struct Ranks {
-    pub leader: Option<Shard>,
-    followers: Vec<JoinHandle<(Shard, Result<(), FollowError>)>>,
-}
-
-/// Loads the ranks of a group: `load` makes one of its share and link.
-pub fn group(
-    form: TensorForm,
-    weights: &[u32],
-    load: impl Fn(&TensorShare, Box<dyn Exchange>) -> Result<Shard, LoadError>,
-    mut damage: impl FnMut(usize, &mut Link),
-) -> Ranks {
-    let (links, orders) = links(weights.len());
-    let mut shards = links.into_iter().enumerate().map(|(rank, mut link)| {
-        damage(rank, &mut link);
-        load(&TensorShare { form, weights: weights.to_vec(), rank }, Box::new(link)).expect("loads")
-    });
-    let leader = shards.next();
-    let follow = |(mut shard, orders): (Shard, Receiver<Sent>)| {
-        spawn(move || {
-            let mut followed = Ok(());
-            while let (Ok(()), Ok(Sent::Order(order))) = (&followed, orders.recv()) {
-                followed = shard.follow(&order);
-            }
-            (shard, followed)
-        })
-    };
-    let followers = shards.zip(orders).map(follow).collect();
-    Ranks { leader, followers }
-}
-
-impl Ranks {
-    pub fn leader(&mut self) -> &mut Shard {
-        self.leader.as_mut().expect("not ended")
-    }
-
-    /// What the followers came to, once the leader is gone.
-    pub fn end(mut self) -> Vec<(Shard, Result<(), FollowError>)> {
-        self.leader = None;
-        self.followers.into_iter().map(|f| f.join().expect("no panic")).collect()
-    }
-}
 
 fn load(
     tiny: &Tiny,
@@ -332,4 +215,211 @@ fn summed_parts_stay_near_one_process() {
             }
         }
     }
+}
+
+/// The second of [`divisible`], whose heads divide evenly in two.
+fn biased() -> Tiny {
+    divisible().swap_remove(1).1
+}
+
+fn step(shard: &mut Shard, position: u32, rows: usize) -> Result<Vec<f32>, StepError> {
+    let width = rows * 128;
+    let input: Vec<f32> = (0..width).map(|i| (i as f32 * 0.37).sin()).collect();
+    let segments = [Segment { logits_rows: 0, ..segment(1, position, rows) }];
+    values(shard, &segments, Input::Hidden(&input))
+}
+
+/// A group of two, whose second rank's messages are changed.
+fn damaged(
+    tiny: &Tiny,
+    form: TensorForm,
+    damage: impl FnMut(usize, Vec<u8>) -> Vec<u8> + Send + Clone + 'static,
+) -> Ranks {
+    let load = |share: &TensorShare, link: Box<dyn Exchange>| {
+        load(tiny, 1..3, Class::Canonical1, Limits::new(PAGES, 1), share, link)
+    };
+    group(form, &[1, 1], load, |rank, link: &mut Link| {
+        if rank == 1 {
+            link.damage = Box::new(damage.clone());
+        }
+    })
+}
+
+type Damage = fn(Vec<u8>) -> Vec<u8>;
+
+#[test]
+fn messages_that_do_not_fit_break_the_group_and_nothing_else() {
+    let tiny = biased();
+    let cases: [(&str, Damage); 7] = [
+        ("short", |m| m[..m.len() - 1].to_vec()),
+        ("long", |m| [m, vec![0; 4]].concat()),
+        ("empty", |_| Vec::new()),
+        ("half a header", |m| m[..9].to_vec()),
+        ("of another exchange", |m| [&[m[0] + 1], &m[1..]].concat()),
+        ("a fault in row 9 of 3", |m| [&m[..8], &[9, 0, 0, 0, 0, 0, 0, 0]].concat()),
+        ("a fault with values", |m| [&m[..8], &[0; 8], &m[16..]].concat()),
+    ];
+    for (what, damage) in cases {
+        for form in [TensorForm::Rows, TensorForm::Sums] {
+            // The first step is sound in all its exchanges.
+            let sound = 2 * form.exchanges() as usize;
+            let change = move |n: usize, m| if n == sound + 1 { damage(m) } else { m };
+            let mut ranks = damaged(&tiny, form, change);
+            let first = step(ranks.leader(), 0, 5);
+            assert!(first.is_ok(), "{what}, {form:?}: {first:?}");
+            let broken = step(ranks.leader(), 5, 3);
+            assert!(matches!(broken, Err(StepError::Exchange(_))), "{what}, {form:?}: {broken:?}");
+            assert_eq!(ranks.leader().positions(1), 5, "the step is taken back");
+            assert_eq!(step(ranks.leader(), 5, 3), broken, "{what}, {form:?}: it stays broken");
+            assert!(ranks.leader().fork(1, 2, 3).is_err());
+            ranks.leader().release(1);
+            for (mut follower, followed) in ranks.end() {
+                assert!(matches!(followed, Err(FollowError::Exchange(_))), "{what}: {followed:?}");
+                assert!(matches!(follower.follow(&[]), Err(FollowError::Exchange(_))), "{what}");
+            }
+        }
+    }
+}
+
+#[test]
+fn values_that_are_no_numbers_are_a_fault_of_the_step() {
+    let tiny = biased();
+    for form in [TensorForm::Rows, TensorForm::Sums] {
+        let nan = |n: usize, mut m: Vec<u8>| {
+            if n == 1 {
+                m[16..20].copy_from_slice(&f32::NAN.to_le_bytes());
+            }
+            m
+        };
+        let mut ranks = damaged(&tiny, form, nan);
+        let fault = step(ranks.leader(), 0, 3);
+        assert!(matches!(fault, Err(StepError::NumericFault { session: 1, .. })), "{fault:?}");
+        // The other rank, whose message was changed on its way, was told of the fault.
+        assert!(step(ranks.leader(), 0, 3).is_ok(), "{form:?}");
+        assert!(ranks.end().iter().all(|(_, followed)| followed.is_ok()), "{form:?}");
+    }
+}
+
+#[test]
+fn a_fault_of_one_rank_is_everybody_s_and_the_group_goes_on() {
+    let mut tiny = biased();
+    // The last K/V head's keys leave the range of f16: only the last rank has it.
+    let part = &tiny.manifest.parts[2].blobs[0];
+    let bias = part.tensors.iter().find(|t| t.role == Role::AttnKBias).expect("biases");
+    let last = bias.offset as usize + 4 * (bias.cols as usize - 1);
+    let mut bytes = (*tiny.blobs[&part.hash]).as_ref().to_vec();
+    bytes[last..last + 4].copy_from_slice(&1e6f32.to_le_bytes());
+    tiny.blobs.insert(part.hash.clone(), Arc::new(bytes));
+    for form in [TensorForm::Rows, TensorForm::Sums] {
+        let mut alone = tiny.shard(1..3, Class::Canonical1, Isa::best(), 1);
+        let mut ranks = sound_group(&tiny, 1..3, Class::Canonical1, form, &[1, 1]);
+        for rows in [1, 4] {
+            let fault = StepError::NumericFault { session: 1, position: 0 };
+            assert_eq!(step(&mut alone, 0, rows), Err(fault.clone()));
+            assert_eq!(step(ranks.leader(), 0, rows), Err(fault), "{form:?}");
+            assert_eq!(ranks.leader().kv_pages_free(), PAGES);
+        }
+        for (follower, followed) in ranks.end() {
+            assert_eq!((followed, follower.kv_pages_free()), (Ok(()), PAGES), "{form:?}");
+        }
+    }
+}
+
+/// The bytes of an order that a leader gives for a step.
+fn an_order(tiny: &Tiny) -> Vec<u8> {
+    let (mut ends, orders) = links(2);
+    ends.truncate(1); // nobody answers
+    let share = TensorShare { form: TensorForm::Rows, weights: vec![1, 1], rank: 0 };
+    let link = Box::new(ends.remove(0));
+    let limits = Limits::new(PAGES, 1);
+    let mut leader = load(tiny, 1..3, Class::Canonical1, limits, &share, link).expect("loads");
+    assert!(matches!(step(&mut leader, 0, 2), Err(StepError::Exchange(_))));
+    let Ok(Sent::Order(order)) = orders[0].recv() else { panic!("an order") };
+    assert!(order.len() <= engine::tensor::order_bytes_max(&tiny.manifest.dims));
+    order
+}
+
+#[test]
+fn orders_that_are_none_are_refused() {
+    let tiny = biased();
+    let order = an_order(&tiny);
+    let follow = |order: &[u8]| {
+        let (mut ends, _orders) = links(2);
+        let link = Box::new(ends.remove(1));
+        drop(ends);
+        let share = TensorShare { form: TensorForm::Rows, weights: vec![1, 1], rank: 1 };
+        let limits = Limits::new(PAGES, 1);
+        let mut shard = load(&tiny, 1..3, Class::Canonical1, limits, &share, link).expect("loads");
+        let followed = shard.follow(order);
+        assert_eq!(shard.kv_pages_free(), PAGES, "{followed:?}");
+        assert!(shard.follow(order).is_err(), "it has failed before");
+        followed.expect_err("nobody leads")
+    };
+    assert!(matches!(follow(&order), FollowError::Exchange(_)), "the order itself is sound");
+    for length in (0..80).chain([order.len() - 4, order.len() - 1]) {
+        let short = follow(&order[..length]);
+        assert!(matches!(short, FollowError::Order(_)), "{length} bytes: {short}");
+    }
+    let changed = |at: usize, byte: u8| {
+        let mut order = order.clone();
+        order[at] = byte;
+        follow(&order)
+    };
+    assert!(matches!(changed(0, 1), FollowError::OutOfStep { expected: 1, got: 0, .. }));
+    assert!(matches!(changed(8, 7), FollowError::OutOfStep { expected: 7, .. }));
+    for kind in 1..=4 {
+        assert!(matches!(changed(12, kind), FollowError::Order(_)), "kind {kind}");
+    }
+    assert!(matches!(changed(23, 0x7f), FollowError::Order(_)), "more segments than there may be");
+    assert!(matches!(changed(36, 3), FollowError::Order(_)), "rows without a hidden state");
+    assert!(matches!(changed(40, 1), FollowError::OutOfStep { expected: 1, got: 0, .. }));
+    assert!(matches!(changed(47, 0x7f), FollowError::Order(_) | FollowError::Exchange(_)));
+    let mut random = Random::new(3);
+    for _ in 0..60 {
+        let at = random.below(44) as usize;
+        changed(at, random.below(256) as u8); // gives an error, whatever it is
+    }
+}
+
+#[test]
+fn the_sequence_in_which_messages_come_does_not_matter() {
+    let tiny = divisible().swap_remove(0).1;
+    let outputs = [false, true].map(|reversed| {
+        let load = |share: &TensorShare, link: Box<dyn Exchange>| {
+            load(&tiny, 1..3, Class::Canonical1, Limits::new(PAGES, 1), share, link)
+        };
+        let mut ranks = group(TensorForm::Sums, &[1, 2, 1], load, |_, link: &mut Link| {
+            if reversed {
+                link.from.reverse();
+            }
+        });
+        let input: Vec<f32> = (0..7 * 96).map(|i| (i as f32 * 0.37).cos()).collect();
+        values(ranks.leader(), &[segment(1, 0, 7)], Input::Hidden(&input)).expect("a sound step")
+    });
+    same_bits(&outputs[0], &[outputs[1].clone()], "reversed");
+}
+
+#[test]
+fn only_layers_are_divided_and_only_leaders_stepped() {
+    let tiny = biased();
+    let try_load = |span: Range<u32>, weights: &[u32], rank| {
+        let link = Box::new(links(2).0.remove(1));
+        let share = TensorShare { form: TensorForm::Rows, weights: weights.to_vec(), rank };
+        load(&tiny, span, Class::Canonical1, Limits::new(PAGES, 1), &share, link)
+    };
+    assert_eq!(try_load(0..3, &[1, 1], 0).err(), Some(LoadError::Ends { start: 0, end: 3 }));
+    assert_eq!(try_load(1..4, &[1, 1], 0).err(), Some(LoadError::Ends { start: 1, end: 4 }));
+    assert_eq!(try_load(1..3, &[1, 1], 2).err(), Some(LoadError::Rank { rank: 2, ranks: 2 }));
+    let alone = DivisionError::Ranks { got: 1 };
+    assert_eq!(try_load(1..3, &[1], 0).err(), Some(LoadError::Division(alone)));
+
+    let mut follower = try_load(1..3, &[1, 1], 1).expect("it loads");
+    assert_eq!(follower.rank(), Some(1));
+    assert!(matches!(step(&mut follower, 0, 1), Err(StepError::Shape(_))));
+    assert!(matches!(follower.fork(1, 2, 0), Err(StepError::Shape(_))));
+    let mut whole = tiny.shard(1..3, Class::Canonical1, Isa::best(), 1);
+    assert_eq!(whole.follow(&[]), Err(FollowError::NoFollower));
+    let division = Division::of(&tiny.manifest, TensorForm::Rows, &[1, 1]).expect("it divides");
+    let page = kv_page_bytes(&tiny.manifest, 1..3, Class::Canonical1, &division, 1);
+    assert_eq!(page, 2 * 64 * 2 * 32 * 2, "2 layers, 64 positions, K and V of one head, f16");
 }

@@ -19,7 +19,7 @@ use crate::kv::Kv;
 use crate::plan::{Buffer, Command, Factor};
 use crate::pool::Pool;
 use crate::steps::Run;
-use crate::tensor::{ExchangeError, Group};
+use crate::tensor::{ExchangeError, GROUPS, Group};
 use crate::types::Class;
 use crate::weights::{Matrix, Weights};
 
@@ -162,7 +162,7 @@ impl Machine {
         let through = (group.as_deref_mut(), &mut at);
         let result = self.commands(scratch, kv, through, runs, input, output);
         match (result, group) {
-            (Err(PassError::Fault(fault)), Some(group)) => {
+            (Err(PassError::Fault(fault)), Some(group)) if GROUPS => {
                 let rows = runs.iter().map(|r| r.rows).sum();
                 Err(group.announce(&self.plan, at, rows, fault))
             }
@@ -224,7 +224,9 @@ impl Machine {
                 Command::SwiGlu => self.swiglu(scratch, rows),
                 Command::Add => self.add(scratch, rows),
                 Command::Gather { .. } | Command::GatherBlocks { .. } | Command::Reduce { .. } => {
-                    let group = group.as_deref_mut().expect("a plan of a tensor group");
+                    let Some(group) = group.as_deref_mut().filter(|_| GROUPS) else {
+                        unreachable!("only a tensor group's plan has {command}")
+                    };
                     group.exchange(command, scratch, rows)?;
                 }
                 Command::Check { buffer } => {

@@ -15,7 +15,7 @@ use crate::plan;
 use crate::pool::Pool;
 use crate::run::{GroupedHeads, Machine, PASS_ROWS_MAX, PassError, PassInput, RowFault, Scratch};
 use crate::steps::{StepShape, fault_at, passes};
-use crate::tensor::Group;
+use crate::tensor::{GROUPS, Group};
 use crate::types::*;
 use crate::weights::{Weights, check_manifest};
 
@@ -155,7 +155,7 @@ impl Shard {
     /// [`numerics::check_float_environment`].
     pub fn step(&mut self, segments: &[Segment], input: Input<'_>) -> Result<Output, StepError> {
         self.step_shape().check(segments, input)?;
-        if self.group.is_some() {
+        if GROUPS && self.group.is_some() {
             self.lead_step(segments, input)?;
         }
         let values = self.run(segments, input)?;
@@ -195,7 +195,7 @@ impl Shard {
     /// before is released. [`StepError::Gap`] if `from` holds fewer. A shard without
     /// layers has nothing to do.
     pub fn fork(&mut self, from: u64, to: u64, positions: u32) -> Result<(), StepError> {
-        if self.group.is_some() {
+        if GROUPS && self.group.is_some() {
             self.lead_fork(from, to, positions)?;
         }
         self.fork_here(from, to, positions)
@@ -217,7 +217,7 @@ impl Shard {
     /// Drops what `session` holds beyond `positions`; holding less already is no error.
     /// In a tensor group's follower nothing happens: its sessions are the leader's.
     pub fn truncate(&mut self, session: u64, positions: u32) {
-        if self.group.is_none() || self.lead_truncate(session, positions) {
+        if !GROUPS || self.group.is_none() || self.lead_truncate(session, positions) {
             self.truncate_here(session, positions);
         }
     }
