@@ -8,6 +8,7 @@
 
 mod api_shape;
 mod bad_input;
+mod boundaries;
 mod chaos;
 mod gpu;
 mod harness;

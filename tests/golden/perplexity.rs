@@ -1,5 +1,5 @@
-//! What the 8-bit activations cost in quality: perplexity on a long text, beside llama.cpp's
-//! on the same file and text.
+//! What the 8-bit activations cost in quality, and boundaries in f16 and int8 on top: perplexity
+//! on a long text, beside llama.cpp's on the same file and text.
 //!
 //! As `llama-perplexity -c 512` has it: the text's ids are cut into chunks of 512, what is left
 //! over is dropped; each chunk is read by itself, and its second half counts: the mean of
@@ -10,8 +10,9 @@
 mod ranks;
 mod real;
 
-use engine::{Class, Input, Output, Segment};
+use engine::{Class, Input, Output, Segment, Shard};
 use model::tensor::TensorForm;
+use protocol::{Dtype, boundary};
 use ranks::group;
 use real::Model;
 use serde_json::Value;
@@ -24,6 +25,12 @@ const CONTEXT: usize = CHUNK / 2;
 const EXACT_CHUNKS: usize = 1;
 /// How much worse than llama.cpp's default path canonical-1 may be.
 const WORSE_MAX: f64 = 0.005;
+/// Parts that begin a stage: three workers in a row with ten layers each, the ends elsewhere.
+const STAGES: [u32; 6] = [0, 1, 11, 21, 31, 32];
+/// How far from f32 boundaries each dtype may take it. Measured: +0.067 % and -0.090 %, which is
+/// as much as any change in the last bits does through activations of 8 bits.
+const F16_COST_MAX: f64 = 0.001;
+const INT8_COST_MAX: f64 = 0.002;
 /// How far from its f32 path `exact-f32` may be: sums in another order, four decimals printed.
 const EXACT_APART_MAX: f64 = 1e-4;
 
@@ -137,5 +144,55 @@ fn summed_ranks_cost_no_perplexity() {
         let ours = perplexities(step, &chunks)[SUMS_CHUNKS - 1];
         println!("sums of {} ranks: {ours:.4}, llama.cpp by default {theirs:.4}", weights.len());
         assert!((ours / theirs - 1.0).abs() <= SUMS_APART_MAX, "{ours}, llama.cpp {theirs}");
+    }
+}
+
+/// A step through shards in a row, with what goes from one to the next sent in `dtype`.
+fn through(shards: &mut [Shard], dtype: Dtype) -> impl FnMut(Segment, &[u32]) -> Output {
+    move |segment, tokens| {
+        let mut row: Option<Vec<f32>> = None;
+        for shard in &mut *shards {
+            let input = row.as_deref().map_or(Input::Tokens(tokens), Input::Hidden);
+            match shard.step(&[segment], input).expect("a sound step") {
+                Output::Hidden(values) => {
+                    let width = values.len() / tokens.len();
+                    let sent = boundary::encode(values, dtype, width).expect("finite values");
+                    let came = boundary::decode(&sent, dtype, width).expect("whole rows");
+                    row = Some(came.into_owned());
+                }
+                logits @ Output::Logits(_) => return logits,
+            }
+        }
+        panic!("the last shard has the head")
+    }
+}
+
+#[test]
+fn lossy_boundaries_cost_no_more_than_is_said() {
+    let ids = tokens();
+    let chunks: Vec<&[u32]> = ids.chunks_exact(CHUNK).collect();
+    let model = Model::open(&tests::required_model());
+    let threads = std::thread::available_parallelism().map_or(1, |n| n.get() as u32);
+    let shard = |span| model.shard(span, Class::Canonical1, threads);
+    let mut stages: Vec<Shard> = STAGES.windows(2).map(|s| shard(s[0]..s[1])).collect();
+    assert_eq!(STAGES[STAGES.len() - 1], model.parts());
+
+    // f32 boundaries cost nothing at all: to the bit what the whole model gives.
+    let whole = perplexities(through(&mut [shard(0..model.parts())], Dtype::F32), &chunks[..1]);
+    let exact = perplexities(through(&mut stages, Dtype::F32), &chunks);
+    assert_eq!(exact[0].to_bits(), whole[0].to_bits());
+    let last = |values: &[f64]| values[values.len() - 1];
+    let cost = |dtype: Dtype| {
+        let lossy = perplexities(through(&mut stages, dtype), &chunks);
+        let cost = last(&lossy) / last(&exact) - 1.0;
+        let name = dtype.name();
+        println!("{name}: {:.4}, f32 {:.4}: {:+.3} %", last(&lossy), last(&exact), cost * 100.0);
+        assert_ne!(last(&lossy).to_bits(), last(&exact).to_bits(), "{name} rounds");
+        cost
+    };
+    // Rounding may as well be for the better, by as little.
+    let costs = Dtype::LOSSY.map(cost);
+    for (cost, cost_max) in costs.into_iter().zip([F16_COST_MAX, INT8_COST_MAX]) {
+        assert!(cost.abs() <= cost_max, "{cost}, at most {cost_max} is said");
     }
 }

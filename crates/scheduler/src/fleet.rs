@@ -291,7 +291,7 @@ impl Worker {
 
     /// Learns what a link takes for a step, and for a byte, from one that was under way alone
     /// for `hop_s` beside its computing.
-    fn learn_link(&mut self, bytes: usize, hop_s: f64) {
+    pub(crate) fn learn_link(&mut self, bytes: usize, hop_s: f64) {
         let average = |known: &mut Option<f64>, new: f64| {
             let old = known.unwrap_or(new);
             *known = Some(old + EWMA * (new - old));

@@ -170,3 +170,60 @@ pub(crate) fn convert(rows: Bytes, from: Dtype, to: Dtype, width: usize) -> Byte
     let values = boundary::decode(&rows, from, width).expect("rows are checked when they come");
     boundary::encode(values.into_owned(), to, width).expect("what came was finite")
 }
+
+#[cfg(test)]
+mod tests {
+    use protocol::WorkerId;
+
+    use super::*;
+    use crate::event::{Holds, WorkerSpec};
+    use crate::standing::Standing;
+
+    const WIDTH: usize = 576;
+    /// What a row takes to compute.
+    const ROW_S: f64 = 1e-3;
+
+    fn worker(kind: WorkerKind, boundaries: &[Dtype]) -> Worker {
+        Worker::new(WorkerSpec {
+            id: WorkerId(1),
+            key: "k".into(),
+            name: "w".into(),
+            kind,
+            backend: "cpu".into(),
+            device: String::new(),
+            notes: Vec::new(),
+            trusted: false,
+            holds: Holds::Anything,
+            memory_bytes: 1,
+            boundaries: boundaries.to_vec(),
+            bytes_per_s: [1e9; 2],
+            step_credits: 1,
+            classes: Vec::new(),
+            cached: Vec::new(),
+            standing: Standing::default(),
+            machine: String::new(),
+        })
+    }
+
+    /// What a link of that latency and rate is to carry, after a decode and a prompt.
+    fn measured(mut worker: Worker, latency_s: f64, bytes_per_s: f64) -> Dtype {
+        for bytes in [4608usize, 1 << 20] {
+            worker.learn_link(bytes, latency_s + bytes as f64 / bytes_per_s);
+        }
+        worker.link(Boundaries::Auto, WIDTH, ROW_S)
+    }
+
+    #[test]
+    fn only_links_that_take_long_for_a_byte_are_lossy_by_themselves() {
+        let native = || worker(WorkerKind::Native, &Dtype::LOSSY);
+        assert_eq!(native().link(Boundaries::Auto, WIDTH, ROW_S), Dtype::F32, "not measured");
+        assert_eq!(measured(native(), 1e-4, 1e9), Dtype::F32);
+        // Fewer bytes are of no use against a long way.
+        assert_eq!(measured(native(), 0.3, 1e9), Dtype::F32);
+        // 4608 bytes a row: 0.46 ms, then 2.3 ms.
+        assert_eq!(measured(native(), 0.03, 1e7), Dtype::F16);
+        assert_eq!(measured(native(), 0.03, 2e6), Dtype::I8);
+        assert_eq!(measured(worker(WorkerKind::Native, &[]), 0.03, 2e6), Dtype::F32);
+        assert_eq!(measured(worker(WorkerKind::Embedded, &Dtype::LOSSY), 0.03, 2e6), Dtype::F32);
+    }
+}
