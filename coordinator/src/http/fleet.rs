@@ -57,6 +57,7 @@ fn fleet_of(view: FleetView) -> Fleet {
         queued: view.queued as u64,
         cached_sessions: view.cached_sessions as u64,
         log_bytes: view.log_bytes,
+        audits_missed: view.audits_missed,
         boundaries: boundaries(view.traffic, view.tokens_embedded),
         blob_bytes_sent: 0,
     }

@@ -21,6 +21,10 @@ pub struct Fleet {
     /// being one that went through the embedding.
     #[serde(default)]
     pub boundaries: FleetBoundaries,
+    /// Audits of strangers' work that were drawn and not carried out since the start: nobody
+    /// could replay them, or there was no room.
+    #[serde(default)]
+    pub audits_missed: u64,
     /// Bytes of weights and manifests sent to workers since the start.
     #[serde(default)]
     pub blob_bytes_sent: u64,

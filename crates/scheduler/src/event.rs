@@ -536,6 +536,8 @@ pub struct FleetView {
     pub cached_sessions: usize,
     /// Bytes held by activation logs.
     pub log_bytes: u64,
+    /// Audits that were drawn and not carried out, see [`crate::Scheduler::audits_missed`].
+    pub audits_missed: u64,
     /// Rows that went through an embedding so far: prompts' and chosen tokens, and those that
     /// were run again.
     pub tokens_embedded: u64,

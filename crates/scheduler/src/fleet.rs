@@ -76,6 +76,8 @@ pub struct Worker {
     pub survives: f64,
     /// When it is to be looked at again, if nothing happens.
     pub visit_at: Option<Time>,
+    /// Values that it said overflow, and that nobody else has confirmed.
+    pub overflows: u32,
     /// When its last step was answered.
     pub answered_at: Time,
     /// What its real steps took for a weight byte on the whole, seconds, once there were some.
@@ -166,6 +168,7 @@ impl Worker {
             sort: None,
             survives: 1.0,
             visit_at: None,
+            overflows: 0,
             answered_at: Time::default(),
             usual_s_per_byte: None,
             cached: std::mem::take(&mut spec.cached).into_iter().collect(),

@@ -308,6 +308,7 @@ impl Scheduler {
             self.refuse(request, RequestError::Numeric { position });
             return;
         };
+        self.doubt(worker);
         self.audit_rest(sent.session);
         let session = self.sessions.get_mut(&sent.session).expect("it was found");
         session.overflow = Some((sent.position, worker));
@@ -321,6 +322,17 @@ impl Scheduler {
         let stages = session.stages.clone();
         if !self.reserve_or_evict(sent.session, &stages, positions) {
             self.preempt(sent.session);
+        }
+    }
+
+    /// A stranger said that a value overflows, and nobody else has: the first time that may be
+    /// so, from the second on it lowers its standing.
+    fn doubt(&mut self, worker: WorkerId) {
+        let Some(w) = self.workers.get_mut(&worker) else { return };
+        w.overflows += 1;
+        if w.overflows > 1 {
+            let key = w.spec.key.clone();
+            self.count_disagreement(&key);
         }
     }
 

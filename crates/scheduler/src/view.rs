@@ -25,6 +25,7 @@ impl Scheduler {
             queued: self.queue.len(),
             cached_sessions: self.index.cached.len(),
             log_bytes: self.index.log_bytes,
+            audits_missed: self.audits_missed(),
             tokens_embedded: self.tokens_embedded,
             traffic: self.traffic,
         }

@@ -75,6 +75,7 @@ fn view() -> FleetView {
         queued: 1,
         cached_sessions: 2,
         log_bytes: 3,
+        audits_missed: 5,
         tokens_embedded: 4,
         traffic: scheduler::Traffic { bytes: 1000, bytes_f32: 2000 },
     }
@@ -126,7 +127,7 @@ async fn the_fleet_is_shown() {
                 "prompt_tokens": 4, "tokens": 6, "state": "waiting", "waiting_for": "the head",
                 "recoveries": 1,
             }],
-            "queued": 1, "cached_sessions": 2, "log_bytes": 3,
+            "queued": 1, "cached_sessions": 2, "log_bytes": 3, "audits_missed": 5,
             "boundaries": {"bytes": 1000, "bytes_f32": 2000, "bytes_per_token": 250.0,
                 "bytes_per_token_f32": 500.0},
             "blob_bytes_sent": 0,

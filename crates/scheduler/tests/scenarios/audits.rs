@@ -248,6 +248,7 @@ fn what_there_was_no_room_to_audit_is_drawn_for_again() {
     bench.submit(2, vec![3; 40], 1);
     answer_but_replays(&mut bench, lie);
     assert_eq!(bench.scheduler.audits_missed(), 1);
+    assert_eq!(bench.scheduler.view().audits_missed, 1);
     bench.answer_all();
     assert_eq!(bench.standings[&key(3)].agreements, 1);
     let session = bench.session(2);

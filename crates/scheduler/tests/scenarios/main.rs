@@ -224,6 +224,30 @@ fn a_trusted_workers_overflow_ends_the_request() {
 }
 
 #[test]
+fn a_strangers_overflows_that_nobody_else_sees_cost_it_its_standing_from_the_second_on() {
+    let mut bench = Bench::new(Config::default());
+    bench.join(1, 100 * MIB, true, Holds::Anything);
+    let mut spec = bench::worker(2, 100 * MIB, false, Holds::Anything);
+    // So much faster that all sessions begin there.
+    spec.bytes_per_s = [1e12, 1e12];
+    bench.join_spec(spec);
+    for request in 1..=2 {
+        bench.submit(request, vec![request as u32; 2], 1);
+        while bench.samples.len() < request as usize {
+            let (worker, step) = bench.steps.remove(0);
+            bench.answer_step(worker, &step, |f| {
+                if worker == WorkerId(2) {
+                    f.segments[0].status = Status::NumericFault;
+                    f.payload = Bytes::new();
+                }
+            });
+        }
+        let known = bench.standings.get(&format!("{:0>64}", 2)).copied().unwrap_or_default();
+        assert_eq!(known.disagreements, request as u32 - 1, "after {request}");
+    }
+}
+
+#[test]
 fn a_worker_that_does_not_answer_is_sent_away() {
     let mut bench = alone();
     bench.submit(1, vec![1, 2], 1);
