@@ -20,6 +20,7 @@ mod world;
 
 use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
+use std::time::Instant;
 
 use faults::{ALL, Tally};
 use fleet::{Setting, Setup};
@@ -40,13 +41,14 @@ fn seeds(unless_set: u64) -> std::ops::Range<u64> {
 
 #[test]
 fn whatever_strikes_every_client_is_given_the_right_tokens() {
-    let mut tally = Tally::default();
+    let (began, mut tally) = (Instant::now(), Tally::default());
     let seeds = seeds(200);
     let all = seeds.end - seeds.start;
     for seed in seeds {
         tally.add(&run(seed, Setup::default()).tally);
     }
-    println!("{all} seeds; what struck, and how often:");
+    let took_s = began.elapsed().as_secs_f64();
+    println!("{all} seeds in {took_s:.0} s; what struck, and how often:");
     for fault in ALL {
         println!("  {:<12} {}", format!("{fault:?}"), tally.of(fault));
         // One seed alone need not see everything.
