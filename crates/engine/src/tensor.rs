@@ -15,9 +15,10 @@
 //! | after down | gather `[T, D]` f32 | sum `[T, D]` f32 |
 //!
 //! Norms and residuals are computed by all, alike. `Rows` gives the bits of one process, since
-//! no sum is cut. `Sums` adds the partial sums in the order of the ranks, on every rank, so that
-//! all ranks have the same bits; they depend on the division, so that form is a class of its own
-//! ([`class_name`]), and [`SUMS_BAND`] says how far from one process it is.
+//! no sum is cut. In `Sums` rank r computes `p_r`, a product of the rank's columns as
+//! [`numerics::product`] has it, from +0 on; every rank then computes `((p_0 + p_1) + p_2) + ..`,
+//! each add rounded, so that all have the same bits. They depend on the division, so that form is
+//! a class of its own ([`class_name`]), and [`SUMS_BAND`] says how far from one process it is.
 //!
 //! A numeric fault that one rank meets travels with its next message, and all ranks take back
 //! the step together. Whatever else goes wrong *breaks* the group: this shard refuses every
