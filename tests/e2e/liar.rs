@@ -56,6 +56,10 @@ impl Scene {
         lines.next().unwrap_or_else(|| panic!("{name} is not in {listed}")).to_owned()
     }
 
+    fn has_found_the_liar(&self) -> bool {
+        self.listed(&self.liar_name).contains("BANNED")
+    }
+
     fn is_here(&self, fleet: &crate::harness::Fleet, name: &str) -> bool {
         fleet.workers().iter().any(|worker| worker["name"] == name)
     }
@@ -112,11 +116,15 @@ async fn with_full_verification_no_client_is_told_a_lie() {
     loop {
         assert_eq!(wrong_of_a_round(&scene.coordinator, rounds).await, 0, "in round {rounds}");
         rounds += 1;
-        let fleet = scene.coordinator.fleet().await;
-        if !scene.is_here(&fleet, &scene.liar_name) {
+        if scene.has_found_the_liar() {
             break;
         }
-        assert!(rounds < ROUNDS_MAX, "{} lies and no ban: {fleet:?}", scene.forger.altered());
+        let lies = scene.forger.altered();
+        assert!(
+            rounds < ROUNDS_MAX,
+            "{lies} lies and no ban: {:?}",
+            scene.coordinator.fleet().await
+        );
     }
     let lies = scene.forger.altered();
     println!("a liar, all verified: banned in round {rounds} after {lies} altered values");
@@ -135,14 +143,11 @@ async fn sampled_audits_find_a_liar_that_began_honestly() {
         wrong += wrong_of_a_round(&scene.coordinator, rounds).await;
         rounds += 1;
         // Audits follow the answers.
-        let found = scene
+        scene
             .coordinator
-            .fleet_with("nothing is under way", |fleet| {
-                let here = scene.is_here(fleet, &scene.liar_name);
-                fleet.sessions().is_empty().then_some(!here)
-            })
+            .fleet_with("nothing is under way", |fleet| fleet.sessions().is_empty().then_some(()))
             .await;
-        if found {
+        if scene.has_found_the_liar() {
             break;
         }
         let lies = scene.forger.altered();

@@ -31,6 +31,7 @@ Usage: cargo xtask COMMAND
   models [--all-models]   only fetch the test models, and print their folder
   bench [--markdown FILE] [--model FILE] [--rounds N]
                           measure decode and prefill over local workers
+  bench --intensity [--rounds N]  four workers at a quarter of their time beside one such
   bench --wasm            the same of the engine inside WASM, in Node and in Chromium
   bench --tab [--rounds N]  the same of all layers in one tab of headless Chromium
   bench --webgpu          the GPU kernels in headless Chromium, beside onnxruntime-web, whose

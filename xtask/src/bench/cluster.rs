@@ -90,7 +90,8 @@ impl Cluster {
         &self.folder
     }
 
-    fn add_worker(
+    /// Starts one more worker, with memory for so many layers.
+    pub fn add_worker(
         &mut self,
         binaries: &Path,
         index: usize,

@@ -54,19 +54,9 @@ pub fn measure(address: &str, round: u64, load: &Load) -> Result<Round> {
     let mut decode = [0.0; 3];
     let mut first_token_s = 0.0;
     for (rate, sessions) in decode.iter_mut().zip(SESSIONS) {
-        let bodies: Vec<Value> =
-            (0..sessions).map(|_| body(prompts.next(load.short_prompt), load.decoded)).collect();
         let started = Instant::now();
-        let runs = std::thread::scope(|scope| {
-            let runs: Vec<_> =
-                bodies.iter().map(|body| scope.spawn(move || stream(address, body))).collect();
-            runs.into_iter()
-                .map(|run| run.join().expect("it does not panic"))
-                .collect::<Result<Vec<_>>>()
-        })?;
-        let first = runs.iter().map(|run| run.0).min().context("a run")?;
-        let last = runs.iter().map(|run| run.1).max().context("a run")?;
-        *rate = (sessions * (load.decoded - 1)) as f64 / (last - first).as_secs_f64();
+        let (measured, first) = decode_of(address, &mut prompts, sessions, load)?;
+        *rate = measured;
         if sessions == 1 {
             first_token_s = (first - started).as_secs_f64();
         }
@@ -76,6 +66,34 @@ pub fn measure(address: &str, round: u64, load: &Load) -> Result<Round> {
     let (first, _) = stream(address, &long)?;
     let prefill = load.long_prompt as f64 / (first - started).as_secs_f64();
     Ok(Round { decode, prefill, first_token_s })
+}
+
+/// Tokens per second of so many sessions at once. What `round` numbers begins with prompts of
+/// its own.
+pub fn measure_decode(address: &str, round: u64, sessions: usize, load: &Load) -> Result<f64> {
+    let mut prompts = Prompts { state: round.wrapping_mul(0x9e37_79b9).wrapping_add(2) };
+    Ok(decode_of(address, &mut prompts, sessions, load)?.0)
+}
+
+/// The same, and when the first token came.
+fn decode_of(
+    address: &str,
+    prompts: &mut Prompts,
+    sessions: usize,
+    load: &Load,
+) -> Result<(f64, Instant)> {
+    let bodies: Vec<Value> =
+        (0..sessions).map(|_| body(prompts.next(load.short_prompt), load.decoded)).collect();
+    let runs = std::thread::scope(|scope| {
+        let runs: Vec<_> =
+            bodies.iter().map(|body| scope.spawn(move || stream(address, body))).collect();
+        runs.into_iter()
+            .map(|run| run.join().expect("it does not panic"))
+            .collect::<Result<Vec<_>>>()
+    })?;
+    let first = runs.iter().map(|run| run.0).min().context("a run")?;
+    let last = runs.iter().map(|run| run.1).max().context("a run")?;
+    Ok(((sessions * (load.decoded - 1)) as f64 / (last - first).as_secs_f64(), first))
 }
 
 /// Pseudo-random token ids (SplitMix64), the same in every run.

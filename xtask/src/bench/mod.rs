@@ -4,6 +4,7 @@
 mod cluster;
 mod cost;
 mod floor;
+mod intensity;
 mod llama_cpp;
 mod measure;
 mod peers;
@@ -55,6 +56,7 @@ struct Flags {
 pub fn run(arguments: &[String]) -> Result<bool> {
     match arguments.split_first() {
         Some((flag, rest)) if flag == "--wasm" => return wasm::run(rest),
+        Some((flag, rest)) if flag == "--intensity" => return intensity::run(rest),
         Some((flag, rest)) if flag == "--tab" => return tab::run(rest),
         Some((flag, rest)) if flag == "--webgpu" => return webgpu::run(rest),
         Some((flag, rest)) if flag == "--peers" => return peers::run(rest),
@@ -68,10 +70,7 @@ pub fn run(arguments: &[String]) -> Result<bool> {
             models::default_model()?
         }
     };
-    let arguments = ["build", "--release", "--package", "coordinator", "--package", "worker"];
-    let status = cargo(&arguments).status().context("cargo cannot be run")?;
-    ensure!(status.success(), "the programs do not build");
-    let binaries = tidy::target_folder()?.join("release");
+    let binaries = programs()?;
 
     let clusters: Vec<Cluster> = SETUPS
         .iter()
@@ -100,6 +99,14 @@ pub fn run(arguments: &[String]) -> Result<bool> {
     let word = if met { "met" } else { "MISSED" };
     println!("two workers keep {kept:.2} of one process's decode rate; {RATIO_MIN} is {word}");
     Ok(met)
+}
+
+/// Builds the programs in release; the folder that they are in.
+fn programs() -> Result<PathBuf> {
+    let arguments = ["build", "--release", "--package", "coordinator", "--package", "worker"];
+    let status = cargo(&arguments).status().context("cargo cannot be run")?;
+    ensure!(status.success(), "the programs do not build");
+    Ok(tidy::target_folder()?.join("release"))
 }
 
 fn parse(arguments: &[String]) -> Result<Flags> {

@@ -2,12 +2,13 @@
 //!
 //! That flag is there for one thing: a test that lacks something prints `SKIPPED: reason`, and
 //! libtest would hide it. Everything else that passing tests print is hidden here again, but
-//! for what the simulation says: how often each fault struck belongs into every run's output.
+//! for what the simulation and the real processes say: how often each fault struck belongs into
+//! every run's output.
 
 use std::ops::AddAssign;
 
-/// The test program whose passing tests say what is meant to be seen.
-const TALKS: &str = "sim";
+/// The test programs whose passing tests say what is meant to be seen.
+const TALK: [&str; 2] = ["sim", "e2e"];
 
 /// What the runners counted.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -95,7 +96,7 @@ impl Reader {
             self.skipped_here = true;
             return Some(line.to_owned());
         }
-        (self.name == TALKS).then(|| line.to_owned())
+        TALK.contains(&self.name.as_str()).then(|| line.to_owned())
     }
 }
 
