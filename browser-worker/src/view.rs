@@ -162,6 +162,7 @@ mod tests {
             class: "canonical-1".into(),
             blobs: vec![blob("1", 100), blob("2", 200)],
             kv_pages: 4,
+            tensor: None,
         })
     }
 

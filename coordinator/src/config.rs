@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use protocol::Dtype;
+use scheduler::Tensor;
 use serde::{Deserialize, Deserializer};
 
 use crate::pull::catalogue;
@@ -112,6 +113,12 @@ pub struct Settings {
     #[arg(long, env = "WEFT_VERIFY_ALL", value_name = "BOOL", num_args = 0..=1,
           default_missing_value = "true")]
     pub verify_all: Option<bool>,
+    /// Divide layers among trusted native CPU workers, which compute each of them together: in
+    /// groups of 2 or 4, wherever the plan finds that it pays (auto), or never (off). Tensor
+    /// parallelism is for a fast network: its workers wait for each other in every layer
+    /// [default: auto]
+    #[arg(long, env = "WEFT_TENSOR", value_name = "off|auto|2|4")]
+    pub tensor: Option<TensorChoice>,
     /// Speak TLS (https and wss) with this certificate: a PEM file, the server's own first.
     /// Browsers on other machines give their GPU over https only. Needs --tls-key
     #[arg(long, env = "WEFT_TLS_CERT", value_name = "FILE")]
@@ -175,6 +182,25 @@ impl Boundaries {
             Boundaries::Auto => scheduler::Boundaries::Auto,
         }
     }
+}
+
+/// When layers are divided among workers.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, clap::ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum TensorChoice {
+    /// Never.
+    Off,
+    /// Where the plan finds that it pays.
+    #[default]
+    Auto,
+    /// In groups of two.
+    #[value(name = "2")]
+    #[serde(rename = "2")]
+    Two,
+    /// In groups of four.
+    #[value(name = "4")]
+    #[serde(rename = "4")]
+    Four,
 }
 
 /// What is wrong with the settings.
@@ -259,6 +285,7 @@ impl Settings {
             boundaries: self.boundaries.or(base.boundaries),
             audit_percent: self.audit_percent.or(base.audit_percent),
             verify_all: self.verify_all.or(base.verify_all),
+            tensor: self.tensor.or(base.tensor),
             tls_cert: self.tls_cert.or(base.tls_cert),
             tls_key: self.tls_key.or(base.tls_key),
             grace_s: self.grace_s.or(base.grace_s),
@@ -311,6 +338,12 @@ impl Settings {
         scheduler.boundaries = self.boundaries.unwrap_or_default().for_scheduler();
         scheduler.audits.newcomers = f64::from(audit_percent) / 100.0;
         scheduler.audits.full = self.verify_all.unwrap_or(false);
+        scheduler.tensor = match self.tensor.unwrap_or_default() {
+            TensorChoice::Off => Tensor::Off,
+            TensorChoice::Auto => Tensor::Auto,
+            TensorChoice::Two => Tensor::Groups(2),
+            TensorChoice::Four => Tensor::Groups(4),
+        };
         Ok(Config {
             models,
             listen: self.listen.unwrap_or_else(|| LISTEN_DEFAULT.to_owned()),
@@ -426,7 +459,7 @@ mod tests {
         let file: Settings = serde_yaml_ng::from_str(
             "model: [a.gguf, b.gguf]\nlisten: 0.0.0.0:1\nexact: true\nembedded: ends\n\
              no_trust_loopback: true\nsessions_max: 3\nlog_mib: 2\naudit_percent: 25\n\
-             verify_all: true\n",
+             verify_all: true\ntensor: '2'\n",
         )
         .unwrap();
         let config = flags("--listen 127.0.0.1:2 --exact=false --embedded off")
@@ -442,6 +475,9 @@ mod tests {
         assert_eq!(config.scheduler.log_bytes_max, 2 << 20);
         assert_eq!(config.scheduler.audits.newcomers, 0.25);
         assert!(config.scheduler.audits.full);
+        assert_eq!(config.scheduler.tensor, Tensor::Groups(2));
+        assert_eq!(flags("--tensor 4").tensor, Some(TensorChoice::Four));
+        assert_eq!(flags("").resolve().unwrap().scheduler.tensor, Tensor::Auto);
         let config = flags("--model c --exact").over(file).resolve().unwrap();
         assert_eq!(config.models, ["c"]);
         assert_eq!(config.classes, [EXACT_F32]);

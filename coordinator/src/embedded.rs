@@ -183,6 +183,9 @@ async fn carry(driver: &Handle, worker: WorkerId, from_worker: &mut mpsc::Receiv
                 (FrameKind::Result, Ok(())) => Event::Result { worker, frame },
                 (kind, sound) => return format!("it sent a {kind:?} frame ({sound:?})"),
             },
+            Up::Relay(_) => {
+                return "it took part in a tensor group, which it is never given".into();
+            }
             Up::Control(message) => match message {
                 FromWorker::Ready { assignment } => Event::Ready { worker, assignment },
                 FromWorker::Failed { assignment, reason } => {

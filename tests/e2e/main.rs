@@ -20,4 +20,5 @@ mod restart;
 mod sessions;
 mod signals;
 mod split;
+mod tensor;
 mod tls;

@@ -233,6 +233,8 @@ impl Clients {
             Action::Control { .. }
             | Action::Step { .. }
             | Action::Dismiss { .. }
+            | Action::Group { .. }
+            | Action::Ungroup { .. }
             | Action::Standing { .. }
             | Action::Verified { .. }
             | Action::Note(_) => unreachable!("not a client's"),

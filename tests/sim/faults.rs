@@ -85,7 +85,16 @@ pub enum Fault {
     Straggles,
     /// A share of the workers was cut off for a while.
     Partitioned,
+    /// Workers began to divide layers among them.
+    Grouped,
+    /// A tensor group ended.
+    Ungrouped,
+    /// A rank waited for another one in vain.
+    Unexchanged,
 }
+
+/// What strikes only where layers are divided.
+pub const OF_GROUPS: [Fault; 3] = [Fault::Grouped, Fault::Ungrouped, Fault::Unexchanged];
 
 pub const ALL: [Fault; 25] = [
     Fault::Lost,

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use protocol::{BlobRef, WorkerKind};
 use scheduler::audit::Settings;
-use scheduler::{ClassSpec, Config, ModelSpec, PartSpec, Sabotage};
+use scheduler::{ClassSpec, Config, DivisionSpec, ModelSpec, PartSpec, RankSpec, Sabotage, Tensor};
 
 use crate::faults::{Fault, Rng, Tally};
 use crate::machine::Build;
@@ -22,6 +22,8 @@ pub struct Setup {
     pub liars: bool,
     /// Nothing is given to a client that was not verified.
     pub full: bool,
+    /// Layers are divided among workers, in groups of two.
+    pub groups: bool,
 }
 
 /// The size of a run.
@@ -61,6 +63,7 @@ impl Setting {
                 chunk_rows_max: 48,
                 load_patience: Duration::from_secs(10),
                 sabotage: setup.sabotage,
+                tensor: if setup.groups { Tensor::Groups(2) } else { Tensor::Off },
                 audits: Settings { full: setup.full, ..Settings::default() },
                 ..Config::default()
             },
@@ -116,6 +119,14 @@ impl Setting {
             d_model: D_MODEL,
             vocab: VOCAB,
             context: 2000,
+            divisions: vec![DivisionSpec {
+                form: "rows".into(),
+                weights: vec![1, 1],
+                // A head is on both.
+                ranks: vec![RankSpec { weights: 0.55, kv: 0.6 }; 2],
+                exchanges: 4,
+                classes: vec![CLASSES[0].into()],
+            }],
         }
     }
 

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 
-use protocol::WorkerKind;
+use protocol::{AssignmentId, WorkerKind};
 use worker_core::{Action, Config, Event, RunFault, Shape, ShardKey, WorkerCore};
 
 use crate::faults::Rng;
@@ -38,6 +38,8 @@ pub struct Machine {
     pub build: Build,
     pub core: WorkerCore,
     pub shards: BTreeMap<ShardKey, FakeShard>,
+    /// Those of them that are shares in a tensor group, and its name.
+    pub groups: BTreeMap<ShardKey, AssignmentId>,
     /// Answers nothing until then.
     pub frozen_until: u64,
     /// When its core wants to be told the time.
@@ -62,6 +64,8 @@ pub enum Wish {
     SendFrame(protocol::Frame),
     /// Give it this event after so many µs.
     Later(u64, Event),
+    /// The same, if the other ranks of this group are here to compute with it.
+    Together(AssignmentId, u64, Event),
     /// It was told that there is nothing for it to hold.
     Idle,
     Close(String),
@@ -86,6 +90,7 @@ impl Machine {
             build,
             core: WorkerCore::new(config),
             shards: BTreeMap::new(),
+            groups: BTreeMap::new(),
             frozen_until: 0,
             tick_at: None,
             hidden: false,
@@ -132,10 +137,12 @@ impl Machine {
                 Action::Load { shard, assignment } => {
                     let fake = FakeShard::new(self.build.layers, assignment.kv_pages);
                     self.shards.insert(shard, fake);
+                    self.groups.extend(assignment.tensor.map(|tensor| (shard, tensor.group)));
                     let shape = Shape { layers: self.build.layers, d_model: D_MODEL, vocab: VOCAB };
                     wishes.push(Wish::Later(20_000, Event::Loaded { shard, shape }));
                 }
                 Action::Run(run) => {
+                    let key = run.shard;
                     let shard = self.shards.get_mut(&run.shard).expect("runs follow loads");
                     let rows: u64 = run.segments.iter().map(|s| u64::from(s.rows)).sum();
                     let mut result = shard.run(run.span, &run.segments, &run.payload);
@@ -172,7 +179,10 @@ impl Machine {
                     let work = if self.build.per_layer { u64::from(layers.max(1)) } else { 1 };
                     let took = 200 + rows * self.build.row_us * work * slowed;
                     let done = Event::RunDone { run: run.id, compute_us: took as u32, result };
-                    wishes.push(Wish::Later(took, done));
+                    wishes.push(match self.groups.get(&key) {
+                        Some(group) => Wish::Together(*group, took, done),
+                        None => Wish::Later(took, done),
+                    });
                 }
                 Action::Fork { shard, from, to, positions } => {
                     self.shard(shard).fork(from, to, positions);
@@ -181,7 +191,10 @@ impl Machine {
                     self.shard(shard).truncate(session, positions);
                 }
                 Action::Release { shard, session } => self.shard(shard).release(session),
-                Action::Unload { shard } => drop(self.shards.remove(&shard)),
+                Action::Unload { shard } => {
+                    self.groups.remove(&shard);
+                    self.shards.remove(&shard);
+                }
                 Action::Close { reason, .. } => wishes.push(Wish::Close(reason)),
                 Action::Drained => wishes.push(Wish::Close("drained".into())),
             }

@@ -22,7 +22,7 @@ use std::any::Any;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::time::Instant;
 
-use faults::{ALL, Tally};
+use faults::{ALL, OF_GROUPS, Tally};
 use fleet::{Setting, Setup};
 use liars::{Fate, Found, LIES};
 use scheduler::Sabotage;
@@ -30,6 +30,8 @@ use world::Shown;
 
 /// Seeds that are run with liars, unless their number is set.
 const LIARS_SEEDS: u64 = 60;
+/// The same with tensor groups.
+const GROUPS_SEEDS: u64 = 60;
 
 fn seeds(unless_set: u64) -> std::ops::Range<u64> {
     let number = |name| std::env::var(name).ok().map(|v| v.parse::<u64>().expect("a number"));
@@ -52,6 +54,21 @@ fn whatever_strikes_every_client_is_given_the_right_tokens() {
     for fault in ALL {
         println!("  {:<12} {}", format!("{fault:?}"), tally.of(fault));
         // One seed alone need not see everything.
+        assert!(all < 50 || tally.of(fault) > 0, "{fault:?} never struck: the test is too kind");
+    }
+}
+
+#[test]
+fn where_layers_are_divided_every_client_is_given_the_right_tokens() {
+    let mut tally = Tally::default();
+    let seeds = seeds(GROUPS_SEEDS);
+    let all = seeds.end - seeds.start;
+    for seed in seeds {
+        tally.add(&run(seed, Setup { groups: true, ..Setup::default() }).tally);
+    }
+    println!("{all} seeds with tensor groups; what struck, and how often:");
+    for fault in OF_GROUPS {
+        println!("  {:<12} {}", format!("{fault:?}"), tally.of(fault));
         assert!(all < 50 || tally.of(fault) > 0, "{fault:?} never struck: the test is too kind");
     }
 }

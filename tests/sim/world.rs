@@ -4,9 +4,9 @@ use std::cmp::Reverse;
 use std::collections::{BTreeMap, BinaryHeap};
 use std::time::Instant;
 
-use protocol::{Frame, FromWorker, ToWorker, WorkerId, WorkerKind};
+use protocol::{AssignmentId, Frame, FromWorker, ToWorker, WorkerId, WorkerKind};
 use scheduler::{Action, Event, Holds, Note, Scheduler, Standing, Time, WorkerSpec};
-use worker_core::Event as CoreEvent;
+use worker_core::{Event as CoreEvent, RunFault};
 
 use crate::clients::Clients;
 use crate::faults::{Fault, Rng, Tally};
@@ -16,6 +16,8 @@ use crate::machine::{Build, Machine, Wish};
 
 /// By then everything must have finished.
 const END_US: u64 = 900_000_000;
+/// How long a rank waits for another one.
+const EXCHANGE_WAIT_US: u64 = 6_000_000;
 /// A run that handles more events than this, and a thousand a machine, spins.
 const EVENTS_MAX: u64 = 2_000_000;
 
@@ -69,6 +71,8 @@ pub struct World {
     /// By their keys.
     pub liars: BTreeMap<String, Liar>,
     pub found: Found,
+    /// Tensor groups, and their members.
+    groups: BTreeMap<AssignmentId, Vec<WorkerId>>,
 }
 
 /// A key whose machine has lied.
@@ -139,6 +143,7 @@ impl World {
             traced: std::env::var("WEFT_SIM_TRACE").ok().map(|id| format!("SessionId({id})")),
             liars: BTreeMap::new(),
             found: Found::default(),
+            groups: BTreeMap::new(),
             setting,
         }
     }
@@ -160,7 +165,9 @@ impl World {
         let kind = LIES[self.rng.below(4) as usize];
         let liars = if kind == Lie::Together { 3..5 } else { 3..4 };
         for i in 0..self.setting.machines {
-            let mut build = self.new_build(i < 2);
+            // All but two could be in a group.
+            let trusted = if self.setting.setup.groups { 5 } else { 2 };
+            let mut build = self.new_build(i < trusted);
             if with_liars && liars.contains(&i) {
                 build = Build { lie: Some(kind), ..self.new_native() };
             }
@@ -282,6 +289,14 @@ impl World {
                 Action::Dismiss { worker, retry, .. } => self.dismissed(worker, retry),
                 Action::Note(note) => self.noted(&note),
                 Action::Standing { .. } => {}
+                Action::Group { group, members } => {
+                    self.tally.count(Fault::Grouped);
+                    self.groups.insert(group, members);
+                }
+                Action::Ungroup { group } => {
+                    self.tally.count(Fault::Ungrouped);
+                    self.groups.remove(&group).expect("a group ends once");
+                }
                 Action::Verified { layers, rows, .. } => {
                     self.found.verified += u64::from(layers * rows);
                 }
@@ -379,10 +394,40 @@ impl World {
                 Wish::Later(after, event) => {
                     self.at(self.now + after, Happening::Core(id, event));
                 }
+                Wish::Together(group, after, event) => self.exchange(id, group, after, event),
                 Wish::Idle => self.tally.count(Fault::Idle),
                 Wish::Close(reason) => self.lose(id, reason, true),
             }
         }
+    }
+
+    /// A leader's step: it waits in vain for a rank that is gone or stuck.
+    fn exchange(&mut self, id: WorkerId, group: AssignmentId, after: u64, event: CoreEvent) {
+        let members = self.groups.get(&group).cloned().unwrap_or_default();
+        let here = |id: &WorkerId| {
+            self.machines.get(id).is_some_and(|machine| machine.frozen_until <= self.now)
+        };
+        let slip = self.faulty() && self.rng.chance(50);
+        if !members.is_empty() && members.iter().all(here) && !slip {
+            return self.at(self.now + after, Happening::Core(id, event));
+        }
+        self.tally.count(Fault::Unexchanged);
+        let reason = "a rank sent nothing".to_owned();
+        let CoreEvent::RunDone { run, compute_us, .. } = event else {
+            panic!("no step: {event:?}")
+        };
+        // Whoever's wait ends first says so.
+        let follower = members.get(1).filter(|_| self.rng.chance(5_000)).copied();
+        if let Some(follower) = follower
+            && let Some(machine) = self.machines.get(&follower)
+            && let Some((&shard, _)) = machine.groups.iter().find(|(_, of)| **of == group)
+        {
+            let (at, reason) = (self.now + EXCHANGE_WAIT_US / 2, reason.clone());
+            self.at(at, Happening::Core(follower, CoreEvent::Broke { shard, reason }));
+        }
+        let result = Err(RunFault::Broken(reason));
+        let event = CoreEvent::RunDone { run, compute_us, result };
+        self.at(self.now + EXCHANGE_WAIT_US, Happening::Core(id, event));
     }
 
     fn answered(&mut self, worker: WorkerId, answer: Answer) {

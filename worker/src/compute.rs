@@ -7,27 +7,59 @@ use std::sync::{Arc, Weak, mpsc};
 use std::task::{Context, Poll, Waker};
 use std::time::{Duration, Instant};
 
+use bytes::Bytes;
 use engine::BlobBytes;
 use protocol::{Assignment, BlobHash, SessionId};
 use shards::{Blobs, Computer, Shards};
 use worker_core::{Event, Run, RunFault, ShardKey};
 
 use crate::blobs::Kept;
+use crate::exchange::{Ranks, Seat};
 use crate::shell::Shared;
 
 /// Longest rest after a step.
 const REST_MAX: Duration = Duration::from_secs(20);
+/// After an order no longer than this counts for the rest, and of the time no less than this
+/// percentage is used: the other ranks wait for the next one.
+const FOLLOWED_MAX: Duration = Duration::from_secs(1);
+const FOLLOWING_PERCENT_MIN: u8 = 25;
 /// A rest ends so soon after the worker is told to leave.
 const REST_SLICE: Duration = Duration::from_millis(20);
 
 /// Something to do with a shard; see the [`worker_core::Action`] of that name.
 pub(crate) enum Command {
-    Load { shard: ShardKey, assignment: Assignment, blobs: BTreeMap<BlobHash, Arc<Kept>> },
+    Load {
+        shard: ShardKey,
+        assignment: Assignment,
+        blobs: BTreeMap<BlobHash, Arc<Kept>>,
+        /// Its place in a tensor group.
+        seat: Option<Arc<Seat>>,
+    },
+    /// An order of a tensor group's leader.
+    Follow {
+        shard: ShardKey,
+        seat: Arc<Seat>,
+        order: Bytes,
+    },
     Run(Run),
-    Fork { shard: ShardKey, from: SessionId, to: SessionId, positions: u32 },
-    Truncate { shard: ShardKey, session: SessionId, positions: u32 },
-    Release { shard: ShardKey, session: SessionId },
-    Unload { shard: ShardKey },
+    Fork {
+        shard: ShardKey,
+        from: SessionId,
+        to: SessionId,
+        positions: u32,
+    },
+    Truncate {
+        shard: ShardKey,
+        session: SessionId,
+        positions: u32,
+    },
+    Release {
+        shard: ShardKey,
+        session: SessionId,
+    },
+    Unload {
+        shard: ShardKey,
+    },
 }
 
 /// What the compute thread works with.
@@ -53,10 +85,16 @@ impl Compute {
         while let Ok(command) = commands.recv() {
             let began = Instant::now();
             let event = match command {
-                Command::Load { shard, assignment, blobs } => {
+                Command::Load { shard, assignment, blobs, seat } => {
                     let mut blobs: Blobs =
                         blobs.into_iter().map(|(hash, kept)| (hash, kept as BlobBytes)).collect();
-                    let loaded = catch(|| block_on(shards.load(shard, &assignment, &mut blobs)));
+                    let loaded = catch(|| match seat {
+                        None => block_on(shards.load(shard, &assignment, &mut blobs)),
+                        Some(seat) => {
+                            let ranks = Box::new(Ranks::new(seat, shared.clone()));
+                            block_on(shards.load_rank(shard, &assignment, &mut blobs, ranks))
+                        }
+                    });
                     Some(match loaded {
                         Ok(Ok(shape)) => Event::Loaded { shard, shape },
                         Ok(Err(error)) => Event::LoadFailed { shard, reason: error.to_string() },
@@ -74,6 +112,16 @@ impl Compute {
                     let compute_us = u32::try_from(began.elapsed().as_micros());
                     let compute_us = compute_us.unwrap_or(u32::MAX);
                     Some(Event::RunDone { run: run.id, compute_us, result })
+                }
+                Command::Follow { shard, seat, order } => {
+                    let followed = guarded(&mut shards, shard, |s| s.follow(shard, &order));
+                    seat.obeyed();
+                    let rested = began.elapsed().min(FOLLOWED_MAX);
+                    rest(rested, self.intensity_percent.max(FOLLOWING_PERCENT_MIN), || {
+                        is_leaving(shared)
+                    });
+                    let broke = followed.unwrap_or_else(Err);
+                    broke.err().map(|reason| Event::Broke { shard, reason })
                 }
                 Command::Fork { shard, from, to, positions } => {
                     let _ = guarded(&mut shards, shard, |s| s.fork(shard, from, to, positions));

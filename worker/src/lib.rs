@@ -14,6 +14,7 @@
 pub mod blobs;
 pub mod client;
 mod compute;
+mod exchange;
 pub mod identity;
 pub mod lent;
 pub mod link;

@@ -1,5 +1,6 @@
 //! What passes between a worker and its coordinator, whatever carries it.
 
+use bytes::Bytes;
 use protocol::{Frame, FromWorker, ToWorker};
 use tokio::sync::mpsc;
 
@@ -15,6 +16,8 @@ pub enum Up {
     Control(FromWorker),
     /// The answer to a step.
     Frame(Frame),
+    /// A piece of what a tensor group's ranks send each other; see [`protocol::relay`].
+    Relay(Bytes),
 }
 
 /// From the coordinator.
@@ -24,6 +27,8 @@ pub enum Down {
     Control(ToWorker),
     /// A step.
     Frame(Frame),
+    /// A piece that another rank of a tensor group sent.
+    Relay(Bytes),
 }
 
 /// A worker's end of a connection within the process: no JSON, no chunks. Dropping the

@@ -7,14 +7,16 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError, mpsc as std_mpsc};
 use std::time::{Duration, Instant};
 
-use protocol::{Assignment, AssignmentId, BlobHash, BlobRef, FromWorker, ToWorker};
+use bytes::Bytes;
+use protocol::{Assignment, AssignmentId, BlobHash, BlobRef, FromWorker, RelayHeader, ToWorker};
 use shards::Computer;
 use tokio::sync::{Notify, mpsc};
 use tokio::task::AbortHandle;
-use worker_core::{ASSIGNMENTS_MAX, Action, Config, Event, WorkerCore};
+use worker_core::{ASSIGNMENTS_MAX, Action, Config, Event, ShardKey, WorkerCore};
 
 use crate::blobs::{BlobSource, Keep, Kept};
 use crate::compute::{Command, Compute};
+use crate::exchange::Seat;
 use crate::identity::Identity;
 use crate::link::{Down, Incoming, Link, Lost, Up};
 
@@ -72,6 +74,8 @@ pub(crate) struct Shared {
     identity: Identity,
     blobs: BlobSource,
     keep: Keep,
+    /// Places in tensor groups, by the group; see [`crate::exchange`].
+    seats: Mutex<BTreeMap<AssignmentId, (ShardKey, Arc<Seat>)>>,
     runtime: tokio::runtime::Handle,
     this: std::sync::Weak<Shared>,
 }
@@ -141,6 +145,7 @@ impl Worker {
             identity: setup.identity,
             blobs: setup.blobs,
             keep: if is_cpu { Keep::Copied } else { Keep::Mapped },
+            seats: Mutex::new(BTreeMap::new()),
             runtime: tokio::runtime::Handle::current(),
             this: this.clone(),
         });
@@ -201,6 +206,7 @@ impl Worker {
                 message = from_coordinator.next() => match message {
                     Ok(Down::Control(message)) => self.shared.handle(Event::Control(message)),
                     Ok(Down::Frame(frame)) => self.shared.handle(Event::Frame(frame)),
+                    Ok(Down::Relay(piece)) => self.shared.relay_came(&piece),
                     Err(lost) => break End::Lost(lost),
                 },
                 () = self.shared.until(deadline) => self.shared.handle(Event::Tick),
@@ -244,6 +250,10 @@ impl Shared {
     /// Takes an event and does what follows from it. Called from the connection, from
     /// fetches and from the compute thread; the lock keeps the actions in order.
     pub(crate) fn handle(&self, event: Event) {
+        if let Event::Control(ToWorker::Unassign { assignment }) = &event {
+            // A step of its group that is being computed has no peers any more.
+            self.end_seats(|_, seat| seat.assignment == *assignment);
+        }
         let mut state = self.state();
         let now = u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX);
         if let Event::Control(ToWorker::Assign(assignment)) = &event
@@ -295,7 +305,12 @@ impl Shared {
                 let kept =
                     |hash: &BlobHash| Some((hash.clone(), state.wanted.get(hash)?.bytes.clone()?));
                 let blobs = hashes.filter_map(kept).collect();
-                state.command(Command::Load { shard, assignment, blobs });
+                let seat = assignment.tensor.as_ref().map(|tensor| {
+                    let seat = Arc::new(Seat::new(assignment.id, tensor));
+                    self.seats().insert(tensor.group, (shard, seat.clone()));
+                    seat
+                });
+                state.command(Command::Load { shard, assignment, blobs, seat });
             }
             Action::Run(run) => state.command(Command::Run(run)),
             Action::Fork { shard, from, to, positions } => {
@@ -307,7 +322,10 @@ impl Shared {
             Action::Release { shard, session } => {
                 state.command(Command::Release { shard, session });
             }
-            Action::Unload { shard } => state.command(Command::Unload { shard }),
+            Action::Unload { shard } => {
+                self.end_seats(|key, _| key == shard);
+                state.command(Command::Unload { shard });
+            }
             Action::Idle { reason } => tracing::info!("holds nothing: {reason}"),
             Action::Close { reason, retry } => self.end(state, End::Closed { reason, retry }),
             Action::Drained => self.end(state, End::Drained),
@@ -327,6 +345,46 @@ impl Shared {
         }
     }
 
+    fn seats(&self) -> MutexGuard<'_, BTreeMap<AssignmentId, (ShardKey, Arc<Seat>)>> {
+        self.seats.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Ends such places in tensor groups; who waits for their peers waits no more.
+    fn end_seats(&self, which: impl Fn(ShardKey, &Seat) -> bool) {
+        self.seats().retain(|_, (shard, seat)| {
+            let ends = which(*shard, seat);
+            if ends {
+                seat.end("its tensor group is over");
+            }
+            !ends
+        });
+    }
+
+    /// Hands a piece from another rank to whom it is for; what is for nobody is dropped.
+    fn relay_came(&self, piece: &Bytes) {
+        let Ok(header) = RelayHeader::decode(piece) else {
+            return tracing::warn!("a relayed piece that is none came and was dropped");
+        };
+        let Some((shard, seat)) = self.seats().get(&header.group).cloned() else { return };
+        if let Some(order) = seat.push(header.rank, piece) {
+            self.state().command(Command::Follow { shard, seat, order });
+        }
+    }
+
+    /// Sends a piece to the other ranks of its group, from the compute thread.
+    ///
+    /// # Errors
+    /// Why it cannot be sent, in words.
+    pub(crate) fn relay_up(&self, seat: &Seat, piece: Bytes) -> Result<(), String> {
+        let state = self.state();
+        // Under the lock: what ends with a connection is not said on the next one.
+        if let Some(reason) = seat.ended() {
+            return Err(reason);
+        }
+        let up = state.up.as_ref().ok_or("the connection is gone")?;
+        up.try_send(Up::Relay(piece)).map_err(|_| "the coordinator takes no messages".to_owned())
+    }
+
     /// Has a blob fetched; its outcome comes back as an event, unless it was forgotten.
     fn fetch(&self, state: &mut State, blob: BlobRef) {
         let Some(shared) = self.this.upgrade() else { return };
@@ -340,8 +398,14 @@ impl Shared {
                 reporter.report(bytes);
             }
         };
+        // A rank copies its share out of the layers, and the rest takes no memory.
+        let shared_out = state
+            .loads
+            .values()
+            .any(|load| load.assignment.tensor.is_some() && load.assignment.blobs.contains(&blob));
+        let keep = if shared_out { Keep::Mapped } else { self.keep };
         let task = self.runtime.spawn(async move {
-            let fetched = shared.blobs.fetch(&blob, &token, shared.keep, progress).await;
+            let fetched = shared.blobs.fetch(&blob, &token, keep, progress).await;
             let hash = blob.hash;
             {
                 let mut state = shared.state();
@@ -425,8 +489,6 @@ impl State {
 
 #[cfg(test)]
 mod tests {
-    use worker_core::ShardKey;
-
     use super::*;
 
     #[tokio::test]

@@ -9,7 +9,9 @@ use std::time::Duration;
 
 use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
-use protocol::{CHUNK_BYTES_MAX, CONTROL_BYTES_MAX, Chunks, Reassembler, SUBPROTOCOL, ToWorker};
+use protocol::{
+    CHUNK_BYTES_MAX, CONTROL_BYTES_MAX, Chunks, Reassembler, SUBPROTOCOL, ToWorker, is_relay,
+};
 use reqwest::Url;
 use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject;
@@ -207,6 +209,7 @@ impl Incoming for Reader {
                     let message = ToWorker::from_json(&json).map_err(|e| lost(e.to_string()))?;
                     return Ok(Down::Control(message));
                 }
+                Message::Binary(piece) if is_relay(&piece) => return Ok(Down::Relay(piece)),
                 Message::Binary(chunk) => {
                     let frame = self.frames.push(chunk).map_err(|e| lost(e.to_string()))?;
                     if let Some(frame) = frame {
@@ -256,6 +259,11 @@ impl Writer {
                 Some(Up::Control(message)) => {
                     let json = message.to_json().map_err(|e| e.to_string())?;
                     self.send(Message::Text(json.into())).await?;
+                    continue;
+                }
+                // Other ranks wait for it: it goes ahead of frames.
+                Some(Up::Relay(piece)) => {
+                    self.send(Message::Binary(piece)).await?;
                     continue;
                 }
                 Some(Up::Frame(frame)) => {

@@ -11,6 +11,7 @@ use tokio::sync::{mpsc, oneshot};
 use worker::Down;
 
 use super::notes::{Entry, Notes};
+use super::relays::Relays;
 
 /// Messages that may wait for a worker's socket. Step credits bound the frames among them;
 /// a worker that lets this many pile up is lost.
@@ -54,6 +55,7 @@ pub struct Handle {
     pub(super) answers: mpsc::UnboundedSender<Answer>,
     pub(super) next_id: Arc<AtomicU64>,
     pub(super) notes: Notes,
+    pub(super) relays: Relays,
 }
 
 /// A generation to run.
@@ -120,6 +122,21 @@ impl Handle {
     /// What was noted lately, the oldest first.
     pub fn notes(&self) -> Vec<Entry> {
         self.notes.entries()
+    }
+
+    /// Passes a piece that a worker sent on to the other ranks of its tensor group. A member
+    /// that does not take what is sent to it is lost.
+    ///
+    /// # Errors
+    /// What was wrong with the piece, in words: the connection that it came from is over.
+    pub async fn relay(&self, from: WorkerId, piece: &Bytes) -> Result<(), String> {
+        for worker in self.relays.pass_on(from, piece)? {
+            let reason =
+                format!("its connection is stuck: {OUTBOX_MAX} messages of its group wait for it");
+            // If the driver has stopped, all connections end.
+            let _ = self.event(Event::Leave { worker, reason }).await;
+        }
+        Ok(())
     }
 
     /// An id for a new connection of a worker.

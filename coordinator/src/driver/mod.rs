@@ -7,6 +7,7 @@
 
 mod handle;
 mod notes;
+mod relays;
 mod run;
 #[cfg(test)]
 pub(crate) mod scripted;

@@ -29,6 +29,7 @@ impl Notes {
         match note {
             Note::Lost { .. }
             | Note::Waiting { .. }
+            | Note::GroupFailed { .. }
             | Note::Disagreed { .. }
             | Note::Banned { .. } => tracing::warn!("{text}"),
             Note::Ignored { .. } => tracing::debug!("{text}"),

@@ -15,6 +15,7 @@ use worker::Down;
 
 use super::handle::{Answer, Handle, INPUTS_MAX, Input, RequestEvent};
 use super::notes::Notes;
+use super::relays::Relays;
 use crate::ledger::Ledger;
 use crate::random;
 
@@ -36,8 +37,14 @@ pub fn start(
     let (inputs, input_queue) = mpsc::channel(INPUTS_MAX);
     let (answers, answer_queue) = mpsc::unbounded_channel();
     let notes = Notes::default();
-    let handle =
-        Handle { inputs, answers, next_id: Arc::new(AtomicU64::new(1)), notes: notes.clone() };
+    let relays = Relays::default();
+    let handle = Handle {
+        inputs,
+        answers,
+        next_id: Arc::new(AtomicU64::new(1)),
+        notes: notes.clone(),
+        relays: relays.clone(),
+    };
     let mut driver = Driver {
         origin: Instant::now(),
         scheduler: Scheduler::new(config),
@@ -46,6 +53,7 @@ pub fn start(
         sessions: HashMap::new(),
         due: VecDeque::new(),
         notes,
+        relays,
         ledger,
     };
     for model in models {
@@ -65,6 +73,8 @@ struct Driver {
     /// Events that carrying out actions gave rise to: a worker lost, a request cancelled.
     due: VecDeque<Event>,
     notes: Notes,
+    /// The tensor groups that there are.
+    relays: Relays,
     ledger: Option<Ledger>,
 }
 
@@ -230,6 +240,11 @@ impl Driver {
                 // The queue closes behind the message, and then the socket.
                 self.workers.remove(&worker);
             }
+            Action::Group { group, members } => {
+                let outbox = |id| self.workers.get(&id).map(mpsc::Sender::downgrade);
+                self.relays.form(group, members.into_iter().map(|id| (id, outbox(id))));
+            }
+            Action::Ungroup { group } => self.relays.dissolve(group),
             Action::Started { request, sessions, cached_tokens } => {
                 for (choice, session) in (0..).zip(&sessions) {
                     self.sessions.insert(*session, (request, choice));

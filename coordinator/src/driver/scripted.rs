@@ -9,6 +9,7 @@ use tokio::sync::mpsc;
 
 use super::handle::{Answer, Handle, INPUTS_MAX, Input, RequestEvent, Submit};
 use super::notes::Notes;
+use super::relays::Relays;
 
 /// The driver's end of a [`Handle`].
 pub(crate) struct Script {
@@ -34,7 +35,8 @@ pub(crate) fn scripted() -> (Handle, Script) {
     let (inputs, inputs_end) = mpsc::channel(INPUTS_MAX);
     let (answers, answers_end) = mpsc::unbounded_channel();
     let next_id = Arc::new(AtomicU64::new(1));
-    let handle = Handle { inputs, answers, next_id, notes: Notes::default() };
+    let handle =
+        Handle { inputs, answers, next_id, notes: Notes::default(), relays: Relays::default() };
     let (events, view) = (BTreeMap::new(), FleetView::default());
     (handle, Script { inputs: inputs_end, answers: answers_end, events, view })
 }

@@ -35,6 +35,7 @@ fn model() -> ModelSpec {
         d_model: WIDTH,
         vocab: VOCAB,
         context: 1024,
+        divisions: Vec::new(),
     }
 }
 
@@ -96,6 +97,7 @@ async fn join_honest(driver: &Handle) -> (WorkerId, JoinHandle<Vec<ToWorker>>) {
                     heard.push(message);
                     continue;
                 }
+                Down::Relay(piece) => panic!("of a group that there is not: {piece:?}"),
             };
             driver.event(event).await.unwrap();
         }
@@ -250,7 +252,7 @@ async fn lies_end_in_a_dismissal() {
                 driver.event(Event::Ready { worker: id, assignment: a.id }).await.unwrap();
             }
             Down::Control(ToWorker::Dismiss { reason, .. }) => break reason,
-            Down::Control(_) => {}
+            Down::Control(_) | Down::Relay(_) => {}
             Down::Frame(step) => {
                 let mut frame = answer(&step);
                 let values = frame.payload.len() / 4;

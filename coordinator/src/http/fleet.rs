@@ -1,8 +1,8 @@
 //! `GET /v1/fleet`, `GET /healthz`, `GET /readyz`.
 
 use api::{
-    Fleet, FleetBoundaries, FleetModel, FleetRecord, FleetSession, FleetShard, FleetStage,
-    FleetWorker, Readiness, Uncovered,
+    Fleet, FleetBoundaries, FleetModel, FleetRank, FleetRecord, FleetSession, FleetShard,
+    FleetStage, FleetWorker, Readiness, Uncovered,
 };
 use axum::Json;
 use axum::extract::State;
@@ -138,6 +138,11 @@ fn shard(view: ShardView) -> FleetShard {
         weight_bytes: view.weight_bytes,
         kv_pages_used: view.kv_pages.0,
         kv_pages: view.kv_pages.1,
+        tensor: view.rank.map(|rank| FleetRank {
+            leader: rank.leader.0,
+            rank: rank.rank,
+            weights: rank.weights,
+        }),
     }
 }
 

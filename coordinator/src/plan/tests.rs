@@ -26,6 +26,7 @@ fn model() -> ModelSpec {
         d_model: 64,
         vocab: 1000,
         context: 2048,
+        divisions: Vec::new(),
     }
 }
 

@@ -9,7 +9,7 @@ use futures_util::stream::{SplitSink, SplitStream};
 use futures_util::{SinkExt, StreamExt};
 use protocol::{
     CHUNK_BYTES_MAX, Chunks, Frame, FrameKind, FromWorker, PROTOCOL_VERSION, Reassembler, ToWorker,
-    WorkerId, clean_text, codec,
+    WorkerId, clean_text, codec, is_relay,
 };
 use scheduler::Event;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, watch};
@@ -254,6 +254,16 @@ async fn read(
                 },
                 Err(error) => return End::Violation(error.to_string()),
             },
+            Message::Binary(piece) if is_relay(&piece) => {
+                let relayed = match asked.trusted {
+                    true => shared.driver.relay(worker, &piece).await,
+                    false => Err("only trusted workers take part in tensor groups".into()),
+                };
+                match relayed {
+                    Ok(()) => None,
+                    Err(reason) => return End::Violation(reason),
+                }
+            }
             Message::Binary(chunk) => match asked.bound(&mut frames).push(chunk) {
                 Ok(Some(frame)) if frame.kind == FrameKind::Result => {
                     Some(Event::Result { worker, frame })
@@ -341,6 +351,7 @@ async fn write(
         let sent = match next {
             None => return End::Released,
             Some(Down::Control(message)) => feed_control(sink, &message).await,
+            Some(Down::Relay(piece)) => sink.feed(Message::Binary(piece)).await,
             Some(Down::Frame(frame)) => match Chunks::new(&frame, frames_sent) {
                 Ok(chunks) => {
                     frames_sent = frames_sent.wrapping_add(1);

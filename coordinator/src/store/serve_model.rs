@@ -3,9 +3,10 @@
 use std::path::{Path, PathBuf};
 use std::time::{SystemTime, UNIX_EPOCH};
 
+use model::tensor::{Division, TensorForm};
 use model::{KvType, Manifest, check_supported};
 use protocol::BlobRef;
-use scheduler::{ClassSpec, ModelSpec, PartSpec};
+use scheduler::{ClassSpec, DivisionSpec, ModelSpec, PartSpec, RankSpec};
 use text::{ChatTemplate, Tokenizer, TokenizerData};
 
 use super::convert::{Conversion, convert};
@@ -20,6 +21,18 @@ pub const EXACT_F32: &str = "exact-f32";
 pub const WGSL_F32: &str = "wgsl-f32";
 /// The classes that there are.
 pub const CLASSES: [&str; 3] = [CANONICAL_1, WGSL_F32, EXACT_F32];
+
+/// How layers may be divided among 2 or 4 workers, by rank.
+const DIVISIONS: [&[u32]; 8] = [
+    &[1, 1],
+    &[3, 2],
+    &[2, 1],
+    &[3, 1],
+    &[1, 1, 1, 1],
+    &[2, 1, 1, 1],
+    &[2, 2, 1, 1],
+    &[3, 2, 2, 1],
+];
 
 /// A model as the API and the scheduler need it.
 #[derive(Clone, Debug)]
@@ -98,5 +111,34 @@ fn model_spec(manifest: &Manifest, manifest_blob: BlobRef, classes: &[String]) -
         d_model: manifest.dims.d_model,
         vocab: manifest.dims.vocab,
         context: manifest.dims.context,
+        divisions: divisions(manifest, classes),
     }
+}
+
+/// The ways in which its layers are divided among workers: equally, and for workers whose
+/// speeds differ.
+fn divisions(manifest: &Manifest, classes: &[String]) -> Vec<DivisionSpec> {
+    let form = TensorForm::Rows;
+    let on_cpus = [CANONICAL_1, EXACT_F32];
+    let classes: Vec<String> =
+        classes.iter().filter(|name| on_cpus.contains(&name.as_str())).cloned().collect();
+    let layers = 1..manifest.dims.layers + 1;
+    let (weights, kv) = (manifest.span_bytes(layers.clone()), KvType::F16);
+    let of = |shares: &&[u32]| {
+        // A model that cannot be divided so is served without.
+        let division = Division::of(manifest, form, shares).ok()?;
+        let rank = |rank: usize| RankSpec {
+            weights: division.weight_bytes(manifest, layers.clone(), rank) as f64 / weights as f64,
+            kv: division.kv_bytes_per_position(manifest, kv, rank) as f64
+                / manifest.kv_bytes_per_position(kv) as f64,
+        };
+        Some(DivisionSpec {
+            form: form.name().to_owned(),
+            weights: shares.to_vec(),
+            ranks: (0..shares.len()).map(rank).collect(),
+            exchanges: form.exchanges(),
+            classes: classes.clone(),
+        })
+    };
+    DIVISIONS.iter().filter_map(of).filter(|_| !classes.is_empty()).collect()
 }

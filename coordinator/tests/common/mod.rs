@@ -40,6 +40,7 @@ fn model() -> ModelSpec {
         d_model: WIDTH,
         vocab: VOCAB,
         context: 1024,
+        divisions: Vec::new(),
     }
 }
 

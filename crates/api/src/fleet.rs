@@ -190,6 +190,20 @@ pub struct FleetShard {
     pub kv_pages_used: u32,
     /// KV pages in all.
     pub kv_pages: u32,
+    /// Its place, if it is a share of these layers in a tensor group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensor: Option<FleetRank>,
+}
+
+/// A shard's place in a tensor group, whose members compute the same layers together.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct FleetRank {
+    /// The worker that leads it, and takes its steps.
+    pub leader: u64,
+    /// Which rank this is; the leader's is 0.
+    pub rank: u32,
+    /// By rank, how much of each layer it computes.
+    pub weights: Vec<u32>,
 }
 
 /// A generation in flight.

@@ -75,6 +75,25 @@ pub struct Assignment {
     /// KV pages of 64 positions, for each of the span's layers: a session of p positions
     /// holds ⌈p/64⌉ of them.
     pub kv_pages: u32,
+    /// Its place in a tensor group, where each layer is divided among several workers.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tensor: Option<TensorRank>,
+}
+
+/// One worker's place in a tensor group: the ranks hold shares of the same layers, and
+/// exchange what they computed in the middle of each layer.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct TensorRank {
+    /// The group's name: the assignment of its rank 0, the leader, which alone is given steps.
+    pub group: AssignmentId,
+    /// Which rank this is, from 0.
+    pub rank: u32,
+    /// How the shares become one, as the engine names it: `rows`, `sums`.
+    pub form: String,
+    /// By rank, how much of each layer it computes, as small whole numbers; 2 to
+    /// [`crate::RANKS_MAX`] of them.
+    pub weights: Vec<u32>,
 }
 
 /// From the coordinator.

@@ -12,12 +12,14 @@ pub mod control;
 pub mod frame;
 pub mod limits;
 pub mod payload;
+pub mod relay;
 mod validate;
 
 pub use chunk::{CHUNK_HEADER_BYTES, Chunks, Reassembler};
 pub use control::*;
 pub use frame::*;
 pub use limits::*;
+pub use relay::{RelayHeader, RelayKind, RelayReassembler, is_relay, relay_pieces};
 pub use validate::{ControlError, clean_text, clean_text_to};
 
 /// The protocol's version; a peer of another one is turned away with a message that says so.

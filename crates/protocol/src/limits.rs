@@ -29,6 +29,12 @@ pub const MANIFEST_BYTES_MAX: u64 = 16 << 20;
 pub const PARTS_MAX: u32 = 4096;
 /// Most KV pages of 64 positions in one assignment (64 million positions).
 pub const KV_PAGES_MAX: u32 = 1 << 20;
+/// Most ranks of a tensor group.
+pub const RANKS_MAX: usize = 8;
+/// Largest weight of a rank in the division of a layer.
+pub const RANK_WEIGHT_MAX: u32 = 1024;
+/// Longest message between the ranks of a tensor group, bytes: an order carries a step's rows.
+pub const RELAY_BYTES_MAX: usize = PAYLOAD_BYTES_MAX;
 /// Most numerics classes that a hello names.
 pub const CLASSES_MAX: usize = 16;
 /// Longest name of a class, a backend or a worker, bytes.

@@ -3,7 +3,7 @@
 use litemap::LiteMap;
 use serde::{Serialize, de::DeserializeOwned};
 
-use crate::control::{Assignment, BlobRef, FromWorker, Hello, ToWorker};
+use crate::control::{Assignment, BlobRef, FromWorker, Hello, TensorRank, ToWorker};
 use crate::frame::Dtype;
 use crate::limits::*;
 
@@ -147,6 +147,11 @@ impl Assignment {
         self.blobs.iter().map(|b| b.bytes).fold(0, u64::saturating_add)
     }
 
+    /// Whether it is a rank of a tensor group that is given orders by its leader, and no steps.
+    pub fn follows(&self) -> bool {
+        self.tensor.as_ref().is_some_and(|tensor| tensor.rank > 0)
+    }
+
     fn validate(&self) -> Result<(), ControlError> {
         text("model", &self.model, TEXT_BYTES_MAX)?;
         text("class", &self.class, NAME_BYTES_MAX)?;
@@ -155,11 +160,30 @@ impl Assignment {
         check("span", span.first < span.end, || format!("{}..{} is empty", span.first, span.end))?;
         at_most("span", span.end, PARTS_MAX)?;
         at_most("kv_pages", self.kv_pages, KV_PAGES_MAX)?;
+        if let Some(tensor) = &self.tensor {
+            tensor.validate()?;
+        }
         length("blobs", self.blobs.len(), BLOBS_MAX)?;
         for blob in &self.blobs {
             blob.validate("blobs", BLOB_BYTES_MAX)?;
         }
         distinct("blobs", self.blobs.iter().map(|b| &b.hash))
+    }
+}
+
+impl TensorRank {
+    fn validate(&self) -> Result<(), ControlError> {
+        let ranks = self.weights.len();
+        length("tensor", ranks, RANKS_MAX)?;
+        text("form", &self.form, NAME_BYTES_MAX)?;
+        check("tensor", ranks >= 2, || format!("{ranks} ranks are no group"))?;
+        check("tensor", (self.rank as usize) < ranks, || format!("rank {} of {ranks}", self.rank))?;
+        for &weight in &self.weights {
+            check("tensor", (1..=RANK_WEIGHT_MAX).contains(&weight), || {
+                format!("a weight of {weight}, 1 to {RANK_WEIGHT_MAX} are possible")
+            })?;
+        }
+        Ok(())
     }
 }
 

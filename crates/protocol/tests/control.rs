@@ -16,6 +16,7 @@ fn assignment() -> Assignment {
         class: "canonical-1".into(),
         blobs: vec![BlobRef { hash: hash('b'), bytes: 1_900_000 }],
         kv_pages: 512,
+        tensor: None,
     }
 }
 
@@ -214,6 +215,27 @@ fn an_assignment_out_of_range_is_refused() {
         a.blobs = vec![a.blobs[0].clone(); 4097]
     });
     check("kv_pages: 1048577, at most 1048576 is allowed", |a| a.kv_pages = (1 << 20) + 1);
+    fn rank(rank: u32, weights: &[u32]) -> Option<TensorRank> {
+        let (group, form) = (AssignmentId(4), "rows".into());
+        Some(TensorRank { group, rank, form, weights: weights.to_vec() })
+    }
+    check("tensor: 1 ranks are no group", |a| a.tensor = rank(0, &[1]));
+    check("tensor: length 9, at most 8 is allowed", |a| a.tensor = rank(0, &[1; 9]));
+    check("tensor: rank 2 of 2", |a| a.tensor = rank(2, &[1, 1]));
+    check("tensor: a weight of 0, 1 to 1024 are possible", |a| a.tensor = rank(0, &[1, 0]));
+}
+
+#[test]
+fn a_place_in_a_tensor_group_is_part_of_an_assignment() {
+    let (group, form, weights) = (AssignmentId(3), "rows".into(), vec![2, 1]);
+    let tensor = TensorRank { group, rank: 1, form, weights };
+    let follower = Assignment { tensor: Some(tensor), ..assignment() };
+    assert!(follower.follows() && !assignment().follows());
+    let message = ToWorker::Assign(follower);
+    let json = message.to_json().unwrap();
+    let place = r#""kv_pages":512,"tensor":{"group":3,"rank":1,"form":"rows","weights":[2,1]}}"#;
+    assert!(json.ends_with(place), "{json}");
+    assert_eq!(ToWorker::from_json(&json), Ok(message));
 }
 
 #[test]

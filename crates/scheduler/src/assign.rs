@@ -75,6 +75,7 @@ impl Scheduler {
             blobs: blobs.clone(),
             kv_pages,
             pages: BTreeMap::new(),
+            rank: None,
         };
         let message = ToWorker::Assign(Assignment {
             id: assignment,
@@ -84,6 +85,7 @@ impl Scheduler {
             class: class.name,
             blobs,
             kv_pages,
+            tensor: None,
         });
         let what = format!("{} of {}", describe(spec, span), spec.name);
         let worker = self.workers.get_mut(&id).expect("it was there a moment ago");
@@ -93,9 +95,15 @@ impl Scheduler {
         self.note(Note::Assigned { worker: id, what });
     }
 
-    /// Takes a shard back; sessions that ran through it find another way.
+    /// Takes a shard back, and a tensor group's from all of its ranks; sessions that ran through
+    /// it find another way.
     pub(crate) fn unassign(&mut self, id: WorkerId, assignment: AssignmentId) {
         let Some(worker) = self.workers.get_mut(&id) else { return };
+        if let Some(rank) = worker.held.get(&assignment).and_then(|h| h.rank.as_ref()) {
+            let group = rank.group;
+            self.dissolve(group);
+            return;
+        }
         if worker.held.remove(&assignment).is_some() {
             let message = ToWorker::Unassign { assignment };
             self.actions.push_back(Action::Control { worker: id, message });

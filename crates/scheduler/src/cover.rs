@@ -1,11 +1,12 @@
 //! When to place, and what to assign and drop so that every part is held.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use protocol::{AssignmentId, BlobRef, Span, WorkerId, WorkerKind};
 
-use crate::event::{Action, ModelSpec, Note, WorkerSpec};
+use crate::event::{Action, Holds, ModelSpec, Note, PartSpec, WorkerSpec};
 use crate::fleet::{Held, Worker, describe, pages_for};
+use crate::groups::{self, Gang, Taker, Tensor, Wish};
 use crate::index::{ModelIndex, PartIndex};
 use crate::placement::{self, Candidate, PartLoad, Plan, Problem};
 use crate::{Model, Scheduler};
@@ -31,6 +32,16 @@ impl Who {
             Who::Everyone => true,
         }
     }
+}
+
+/// What a plan may use.
+struct Room<'a> {
+    /// Memory of each worker, bytes.
+    left: &'a dyn Fn(&WorkerId) -> u64,
+    /// What is held of the model does not count.
+    fresh: bool,
+    /// Workers that were given something a moment ago, and are in no group beside it.
+    busy: &'a BTreeMap<WorkerId, u64>,
 }
 
 impl Scheduler {
@@ -70,10 +81,19 @@ impl Scheduler {
         if shard.ready {
             return;
         }
-        shard.ready = true;
         let (model, span) = (shard.model, shard.span);
+        match shard.rank.is_some() {
+            false => shard.ready = true,
+            true if self.rank_loaded(id, assignment) => {}
+            // The group's other ranks are not.
+            true => return,
+        }
         let what = self.span_in_words(model, span);
         self.note(Note::Ready { worker: id, what });
+        // Groups that the operator wants may have waited for what was loading.
+        if matches!(self.config.tensor, Tensor::Groups(_)) {
+            self.place_soon();
+        }
     }
 
     /// A shard that is being fetched is given more time for every byte that comes.
@@ -88,6 +108,10 @@ impl Scheduler {
     pub(crate) fn shard_failed(&mut self, id: WorkerId, assignment: AssignmentId, why: &str) {
         let Some(worker) = self.workers.get(&id) else { return };
         let Some(shard) = worker.held.get(&assignment) else { return };
+        if let Some(rank) = &shard.rank {
+            let group = rank.group;
+            return self.group_failed(id, group, why);
+        }
         let what = self.span_in_words(shard.model, shard.span);
         // It would be given the same again: it comes back after a pause, or not at all.
         self.dismiss(id, &format!("it could not hold {what}: {why}"), true);
@@ -184,15 +208,26 @@ impl Scheduler {
         let free: BTreeMap<WorkerId, u64> =
             self.workers.iter().map(|(id, w)| (*id, w.memory_free())).collect();
         let mut taken: BTreeMap<WorkerId, u64> = BTreeMap::new();
-        let mut wanted = Vec::new();
+        let mut wanted: Vec<(Taker, Span)> = Vec::new();
         for gap in gaps {
             let left = |id: &WorkerId| free[id] - taken.get(id).copied().unwrap_or(0).min(free[id]);
-            let Some((workers, plan)) = self.solve(model, *gap, who, left) else {
+            // Whoever takes something already is in no group beside it, nor a group's member
+            // in something else.
+            let room = Room { left: &left, fresh: false, busy: &taken };
+            let Some((takers, plan)) = self.solve(model, *gap, who, &room) else {
                 return false;
             };
-            for (candidate, span) in &plan.stages {
-                *taken.entry(workers[*candidate]).or_default() += self.least_memory(model, *span);
-                wanted.push((workers[*candidate], *span));
+            for (candidate, span) in plan.stages {
+                match &takers[candidate] {
+                    Taker::One(id) => {
+                        let bytes = taken.entry(*id).or_default();
+                        *bytes = bytes.saturating_add(self.least_memory(model, span));
+                    }
+                    Taker::Gang(gang) => {
+                        taken.extend(gang.members.iter().map(|id| (*id, u64::MAX)));
+                    }
+                }
+                wanted.push((takers[candidate].clone(), span));
             }
         }
         self.assign_all(model, wanted);
@@ -227,17 +262,25 @@ impl Scheduler {
         let free: BTreeMap<WorkerId, u64> =
             self.workers.iter().map(|(id, w)| (*id, w.memory_free_without(model))).collect();
         let all = self.models[model].whole();
-        let Some((workers, plan)) = self.solve(model, all, who, |id| free[id]) else {
+        let room = Room { left: &|id| free[id], fresh: true, busy: &BTreeMap::new() };
+        let Some((takers, plan)) = self.solve(model, all, who, &room) else {
             return false;
         };
-        self.move_to(model, &workers, &plan, who);
+        self.move_to(model, &takers, &plan, who);
         true
     }
 
-    /// Changes a working placement for a much better one while no session uses it. Tabs keep
-    /// what they have fetched, and serve as replicas.
+    /// Changes a working placement for a much better one while no session uses it, or for one
+    /// with the tensor groups that the operator wants. Tabs keep what they have fetched, and
+    /// serve as replicas.
     fn improve(&mut self, model: usize) {
         if self.index.live_of(model) > 0 || self.index.loading > 0 {
+            return;
+        }
+        let groups: Vec<AssignmentId> =
+            self.groups.iter().filter(|(_, g)| g.model == model).map(|(id, _)| *id).collect();
+        let wants_groups = matches!(self.config.tensor, Tensor::Groups(_));
+        if wants_groups && !groups.is_empty() {
             return;
         }
         let all = self.models[model].whole();
@@ -252,39 +295,69 @@ impl Scheduler {
             .sum();
         let free: BTreeMap<WorkerId, u64> =
             self.workers.iter().map(|(id, w)| (*id, w.memory_free_without(model))).collect();
-        let plan = self.solve(model, all, Who::Lasting, |id| free[id]);
-        let Some((workers, plan)) = plan else { return };
-        if plan.token_s < now_s * BETTER {
-            self.move_to(model, &workers, &plan, Who::Lasting);
+        let room = Room { left: &|id| free[id], fresh: true, busy: &BTreeMap::new() };
+        let Some((takers, plan)) = self.solve(model, all, Who::Lasting, &room) else { return };
+        let forms = plan.stages.iter().any(|(c, _)| matches!(takers[*c], Taker::Gang(_)));
+        if plan.token_s < now_s * BETTER || wants_groups && forms {
+            // A group that did worse than was predicted is not formed again at once.
+            for group in groups {
+                let members = self.groups[&group].members.clone();
+                self.pause_groups(&members);
+            }
+            self.move_to(model, &takers, &plan, Who::Lasting);
         }
     }
 
     /// Drops the shards of `who` that a plan has no use for, and assigns what it lacks.
-    fn move_to(&mut self, model: usize, workers: &[WorkerId], plan: &Plan, who: Who) {
-        let wanted: Vec<(WorkerId, Span)> =
-            plan.stages.iter().map(|(c, span)| (workers[*c], *span)).collect();
+    fn move_to(&mut self, model: usize, takers: &[Taker], plan: &Plan, who: Who) {
+        let wanted: Vec<(Taker, Span)> =
+            plan.stages.iter().map(|(c, span)| (takers[*c].clone(), *span)).collect();
+        let is_wanted = |id: WorkerId, h: &Held| match &h.rank {
+            None => wanted.contains(&(Taker::One(id), h.span)),
+            Some(rank) => wanted.iter().any(|(taker, span)| match taker {
+                Taker::One(_) => false,
+                Taker::Gang(gang) => {
+                    let members = self.groups[&rank.group].members.iter().map(|(id, _)| id);
+                    *span == h.span && members.eq(&gang.members)
+                }
+            }),
+        };
         let drop: Vec<(WorkerId, AssignmentId)> = self
             .workers
             .iter()
             .filter(|(_, w)| who.includes(w))
             .flat_map(|(id, w)| w.held.iter().map(move |(a, h)| (*id, *a, h)))
             .filter(|(_, _, h)| h.model == model)
-            .filter(|(id, _, h)| !wanted.contains(&(*id, h.span)) || !self.is_roomy(h))
+            .filter(|(id, _, h)| !is_wanted(*id, h) || !self.is_roomy(h))
             .map(|(id, a, _)| (id, a))
             .collect();
         for (worker, assignment) in drop {
             self.unassign(worker, assignment);
         }
-        let lacks = |this: &Scheduler, (worker, span): &(WorkerId, Span)| {
-            let mut held = this.workers[worker].held.values();
-            !held.any(|h| h.model == model && h.span == *span)
+        let lacks = |this: &Scheduler, (taker, span): &(Taker, Span)| match taker {
+            Taker::One(worker) => {
+                let mut held = this.workers[worker].held.values();
+                !held.any(|h| h.model == model && h.span == *span && h.rank.is_none())
+            }
+            Taker::Gang(gang) => !this.has_group(model, gang, *span),
         };
-        let new: Vec<(WorkerId, Span)> =
-            wanted.iter().copied().filter(|w| lacks(self, w)).collect();
-        for &(worker, _) in &new {
+        let new: Vec<(Taker, Span)> = wanted.iter().filter(|w| lacks(self, w)).cloned().collect();
+        let mut need: BTreeMap<WorkerId, u64> = BTreeMap::new();
+        for (taker, span) in &new {
+            match taker {
+                Taker::One(id) => {
+                    *need.entry(*id).or_default() += self.least_memory(model, *span);
+                }
+                Taker::Gang(gang) => {
+                    let least = self.least_gang_memory(model, gang, *span);
+                    for (id, least) in gang.members.iter().zip(least) {
+                        *need.entry(*id).or_default() += least;
+                    }
+                }
+            }
+        }
+        for (worker, need) in need {
             // What it keeps may have taken more for its KV cache than the plan leaves it.
-            let mine = new.iter().filter(|(w, _)| *w == worker);
-            let need: u64 = mine.map(|(_, span)| self.least_memory(model, *span)).sum();
             let holds = &self.workers[&worker];
             if holds.memory_free() < need {
                 let kept = holds.held.iter().filter(|(_, h)| h.model == model);
@@ -297,11 +370,22 @@ impl Scheduler {
     }
 
     /// Assigns several shards, so that no KV cache takes the memory of a later one.
-    fn assign_all(&mut self, model: usize, wanted: Vec<(WorkerId, Span)>) {
-        for (i, &(worker, span)) in wanted.iter().enumerate() {
-            let later = wanted[i + 1..].iter().filter(|(w, _)| *w == worker);
-            let kept = later.map(|(_, span)| self.least_memory(model, *span)).sum();
-            self.assign(worker, model, span, kept, self.config.kv_positions_max);
+    fn assign_all(&mut self, model: usize, wanted: Vec<(Taker, Span)>) {
+        for (i, (taker, span)) in wanted.iter().enumerate() {
+            let kept = |worker: WorkerId| {
+                let later = wanted[i + 1..].iter().filter(|(w, _)| *w == Taker::One(worker));
+                later.map(|(_, span)| self.least_memory(model, *span)).sum()
+            };
+            match taker {
+                Taker::One(worker) => {
+                    let kept = kept(*worker);
+                    self.assign(*worker, model, *span, kept, self.config.kv_positions_max);
+                }
+                Taker::Gang(gang) => {
+                    let kept = kept(gang.members[0]);
+                    self.assign_gang(model, *span, gang, kept);
+                }
+            }
         }
     }
 
@@ -311,41 +395,134 @@ impl Scheduler {
             || shard.kv_pages >= pages_for(self.models[shard.model].kv_positions_needed)
     }
 
-    /// The plan for `range`, over such workers that are here and have memory `left`.
+    /// The plan for `range`, over such workers that are here and have room, and over tensor
+    /// groups of them as the operator wants it.
     fn solve(
         &self,
         model: usize,
         range: Span,
         who: Who,
-        left: impl Fn(&WorkerId) -> u64,
-    ) -> Option<(Vec<WorkerId>, Plan)> {
+        room: &Room<'_>,
+    ) -> Option<(Vec<Taker>, Plan)> {
+        let alone = || self.solve_with(model, range, who, room, &[], true);
+        let sizes = match self.config.tensor {
+            Tensor::Off => return alone(),
+            Tensor::Groups(n) => vec![n as usize],
+            Tensor::Auto => groups::sizes(&self.models[model].spec).into_iter().collect(),
+        };
+        let free = |id: &WorkerId| if room.busy.contains_key(id) { 0 } else { (room.left)(id) };
+        let wishes = [Wish::Speed, Wish::Room];
+        let gangs = sizes
+            .iter()
+            .flat_map(|n| wishes.map(|wish| self.gangs(model, *n, wish, room.fresh, &free)));
+        let gangs: Vec<Vec<Gang>> = gangs.filter(|gangs| !gangs.is_empty()).collect();
+        let forms = |(takers, plan): &(Vec<Taker>, Plan)| {
+            plan.stages.iter().any(|(c, _)| matches!(takers[*c], Taker::Gang(_)))
+        };
+        match self.config.tensor {
+            Tensor::Off => alone(),
+            Tensor::Groups(_) => {
+                // Groups alone where they have room for all, then groups and others.
+                let tries = [false, true]
+                    .into_iter()
+                    .flat_map(|mixed| gangs.iter().map(move |gangs| (gangs, mixed)));
+                let mut found = tries.filter_map(|(gangs, mixed)| {
+                    self.solve_with(model, range, who, room, gangs, mixed).filter(forms)
+                });
+                found.next().or_else(alone)
+            }
+            Tensor::Auto => {
+                let gangs = gangs.iter().filter(|gangs| self.are_apart(gangs));
+                let found = gangs.filter_map(|gangs| {
+                    self.solve_with(model, range, who, room, gangs, true).filter(forms)
+                });
+                let divided = found.min_by(|a, b| a.1.cost_s.total_cmp(&b.1.cost_s));
+                match (alone(), divided) {
+                    (Some(alone), Some(divided)) => {
+                        let pays = divided.1.cost_s < alone.1.cost_s * BETTER;
+                        Some(if pays { divided } else { alone })
+                    }
+                    (alone, divided) => alone.or(divided),
+                }
+            }
+        }
+    }
+
+    /// Whether the members of each group are on machines of their own, as far as is known:
+    /// those of one machine share what their speeds were measured on.
+    fn are_apart(&self, gangs: &[Gang]) -> bool {
+        gangs.iter().all(|gang| {
+            let machines = gang.members.iter().map(|id| self.workers[id].machine);
+            machines.collect::<BTreeSet<u64>>().len() == gang.members.len()
+        })
+    }
+
+    /// The same with these groups, whose members take no layers by themselves; nobody else
+    /// does unless `mixed`.
+    fn solve_with(
+        &self,
+        model: usize,
+        range: Span,
+        who: Who,
+        room: &Room<'_>,
+        gangs: &[Gang],
+        mixed: bool,
+    ) -> Option<(Vec<Taker>, Plan)> {
         let spec = &self.models[model].spec;
         let parts: Vec<PartLoad> = (0..spec.parts.len()).map(|p| self.part_load(spec, p)).collect();
         let able = |w: &Worker| !w.draining && who.includes(w) && spec.class_for(&w.spec).is_some();
-        let workers: Vec<WorkerId> =
-            self.workers.iter().filter(|(_, w)| able(w)).map(|(id, _)| *id).collect();
-        let candidates: Vec<Candidate> = workers
-            .iter()
-            .map(|id| {
-                let w = &self.workers[id];
-                let fetch = |b: &&BlobRef| {
-                    w.spec.kind != WorkerKind::Embedded && !w.cached.contains(&b.hash)
-                };
-                let missing = spec
-                    .parts
-                    .iter()
-                    .map(|p| p.blobs.iter().filter(fetch).map(|b| b.bytes).sum())
-                    .collect();
-                Candidate {
-                    memory_bytes: left(id),
-                    ends: w.may_hold_ends(),
-                    layers: w.may_hold_layers(),
-                    s_per_byte: w.s_per_byte[0] / w.survival(),
-                    hop_s: w.hop_s / w.survival(),
-                    missing_bytes: missing,
-                }
-            })
-            .collect();
+        let ranks: BTreeSet<WorkerId> = gangs.iter().flat_map(|g| &g.members).copied().collect();
+        let others = || self.workers.values().filter(|w| able(w) && !ranks.contains(&w.spec.id));
+        // Where nobody else can, the first group's leader holds the ends beside its share.
+        let ends = [&parts[0], &parts[parts.len() - 1]].map(|part| part.memory_bytes);
+        let ends_bytes = ends[0] + ends[1] + 2 * self.config.scratch_bytes - tied_bytes(spec);
+        let needs_ends = range.first == 0 || range.end as usize == parts.len();
+        let held = |w: &Worker| w.may_hold_ends() && (room.left)(&w.spec.id) >= ends_bytes;
+        let host = (needs_ends && !others().any(held)).then(|| Some(gangs.first()?.members[0]));
+        let host = host.flatten();
+        let mut takers = Vec::new();
+        let mut candidates = Vec::new();
+        for w in self.workers.values().filter(|w| able(w)) {
+            let id = w.spec.id;
+            let is_host = host == Some(id);
+            if ranks.contains(&id) && !is_host {
+                continue;
+            }
+            // Of another model's group it holds a share and no layers beside it.
+            let beyond = |h: &Held| h.rank.is_some() && !(room.fresh && h.model == model);
+            let layers = w.spec.holds == Holds::Anything && !w.held.values().any(beyond);
+            takers.push(Taker::One(id));
+            candidates.push(Candidate {
+                memory_bytes: (room.left)(&id).min(if is_host { ends_bytes } else { u64::MAX }),
+                ends: w.may_hold_ends(),
+                layers: layers && !is_host && mixed,
+                s_per_byte: w.s_per_byte[0] / w.survival(),
+                hop_s: w.hop_s / w.survival(),
+                layer_s: 0.0,
+                missing_bytes: missing_bytes(spec, w),
+            });
+        }
+        let left = |id: &WorkerId| {
+            let kept = if host == Some(*id) { ends_bytes } else { 0 };
+            (room.left)(id).saturating_sub(kept)
+        };
+        for gang in gangs {
+            let division = &spec.divisions[gang.division];
+            let members = || gang.members.iter().map(|id| &self.workers[id]);
+            let survival: f64 = members().map(Worker::survival).product();
+            let missing = members().map(|w| missing_bytes(spec, w));
+            let missing = missing.reduce(|a, b| a.iter().zip(b).map(|(a, b)| *a.max(&b)).collect());
+            candidates.push(Candidate {
+                memory_bytes: self.gang_memory(model, gang, &left),
+                ends: false,
+                layers: true,
+                s_per_byte: gang.s_per_byte(division, &self.workers)[0] / survival,
+                hop_s: self.workers[&gang.members[0]].hop_s / survival,
+                layer_s: gang.layer_s(division, &self.workers) / survival,
+                missing_bytes: missing.unwrap_or_default(),
+            });
+            takers.push(Taker::Gang(gang.clone()));
+        }
         let live = self.index.live_of(model);
         let problem = Problem {
             parts: &parts,
@@ -355,7 +532,7 @@ impl Scheduler {
             stage_bytes: self.config.scratch_bytes,
             sessions: live.max(1) as f64,
         };
-        placement::plan(&problem).map(|plan| (workers, plan))
+        placement::plan(&problem).map(|plan| (takers, plan))
     }
 
     fn part_load(&self, spec: &ModelSpec, part: usize) -> PartLoad {
@@ -364,6 +541,13 @@ impl Scheduler {
         let weights: u64 = spec.parts[part].blobs.iter().map(|b| b.bytes).sum();
         PartLoad { memory_bytes: weights + kv, work_bytes: spec.parts[part].work_bytes }
     }
+}
+
+/// By part, weight bytes that a worker would have to fetch.
+fn missing_bytes(spec: &ModelSpec, w: &Worker) -> Vec<u64> {
+    let fetch = |b: &&BlobRef| w.spec.kind != WorkerKind::Embedded && !w.cached.contains(&b.hash);
+    let of = |p: &PartSpec| p.blobs.iter().filter(fetch).map(|b| b.bytes).sum();
+    spec.parts.iter().map(of).collect()
 }
 
 /// Bytes that the embedding and the head share.

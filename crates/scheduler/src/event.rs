@@ -144,6 +144,33 @@ pub struct ModelSpec {
     pub vocab: u32,
     /// Longest session, positions.
     pub context: u32,
+    /// The ways in which its layers can be divided among workers; none if they cannot be.
+    pub divisions: Vec<DivisionSpec>,
+}
+
+/// One way of dividing every layer among the ranks of a tensor group.
+#[derive(Clone, Debug, PartialEq)]
+pub struct DivisionSpec {
+    /// How the shares become one, for the engine: `rows`.
+    pub form: String,
+    /// By rank, how much it computes, the most first; what an assignment says.
+    pub weights: Vec<u32>,
+    /// What that comes to.
+    pub ranks: Vec<RankSpec>,
+    /// Exchanges between the ranks in one layer.
+    pub exchanges: u32,
+    /// Classes that can be computed so, with the bits of one worker.
+    pub classes: Vec<String>,
+}
+
+/// What one rank has of every layer, as shares of the whole; they add up to more than 1 where
+/// something is held twice.
+#[derive(Clone, Copy, Debug, PartialEq)]
+pub struct RankSpec {
+    /// Of its weights: memory, and work.
+    pub weights: f64,
+    /// Of its KV cache.
+    pub kv: f64,
 }
 
 /// One way of computing, as far as its memory goes.
@@ -265,6 +292,19 @@ pub enum Action {
         worker: WorkerId,
         /// What.
         frame: Frame,
+    },
+    /// From here on these workers, in the order of their ranks, may send each other messages
+    /// of this tensor group.
+    Group {
+        /// Its name: its leader's assignment.
+        group: AssignmentId,
+        /// Rank 0 first.
+        members: Vec<WorkerId>,
+    },
+    /// A tensor group is over.
+    Ungroup {
+        /// Which.
+        group: AssignmentId,
     },
     /// Close a worker's socket after a [`ToWorker::Dismiss`].
     Dismiss {
@@ -428,6 +468,15 @@ pub enum Note {
         /// What, for people.
         what: String,
     },
+    /// A tensor group's shard broke; its layers are given out anew.
+    GroupFailed {
+        /// Which of its members said so.
+        worker: WorkerId,
+        /// What it held, for people.
+        what: String,
+        /// What that worker said.
+        reason: String,
+    },
     /// A worker is leaving in good order.
     Draining {
         /// Who.
@@ -496,6 +545,9 @@ impl fmt::Display for Note {
             Note::Joined { worker } => write!(f, "worker {worker} joined"),
             Note::Assigned { worker, what } => write!(f, "worker {worker} was given {what}"),
             Note::Ready { worker, what } => write!(f, "worker {worker} is ready with {what}"),
+            Note::GroupFailed { worker, what, reason } => {
+                write!(f, "the tensor group with {what} failed, says worker {worker}: {reason}")
+            }
             Note::Draining { worker, reason } => write!(f, "worker {worker} is leaving: {reason}"),
             Note::Lost { worker, reason, sessions } => {
                 write!(f, "worker {worker} is gone with {sessions} sessions' stages: {reason}")
@@ -641,6 +693,19 @@ pub struct ShardView {
     pub weight_bytes: u64,
     /// KV pages of 64 positions in use, and in all.
     pub kv_pages: (u32, u32),
+    /// Its place, if it is a share in a tensor group.
+    pub rank: Option<RankView>,
+}
+
+/// A shard's place in a tensor group.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct RankView {
+    /// The leader, whose shard the group's is.
+    pub leader: WorkerId,
+    /// Which rank, from 0: the leader is 0.
+    pub rank: u32,
+    /// By rank, how much of each layer it computes.
+    pub weights: Vec<u32>,
 }
 
 /// A session in flight.

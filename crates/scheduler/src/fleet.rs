@@ -6,6 +6,7 @@ use std::time::Duration;
 use protocol::{AssignmentId, BlobRef, Dtype, Segment, SessionId, Span, WorkerKind};
 
 use crate::event::{Holds, ModelSpec, Time, WorkerSpec};
+pub use crate::groups::Rank;
 use crate::links::Traffic;
 use crate::survival::Sort;
 
@@ -82,6 +83,11 @@ pub struct Worker {
     pub answered_at: Time,
     /// What its real steps took for a weight byte on the whole, seconds, once there were some.
     usual_s_per_byte: Option<[f64; 2]>,
+    /// While it leads a tensor group: the same as its own of the group as a whole, exchanges
+    /// included.
+    pub group_s_per_byte: Option<[f64; 2]>,
+    /// It is in no tensor group before.
+    pub no_group_until: Time,
     ratios: VecDeque<f64>,
     /// As `hop_s`, of steps with few bytes.
     small_hop_s: Option<f64>,
@@ -110,6 +116,8 @@ pub struct Held {
     pub kv_pages: u32,
     /// Pages promised to sessions.
     pub pages: BTreeMap<SessionId, u32>,
+    /// Its place, if it is a share in a tensor group.
+    pub rank: Option<Rank>,
 }
 
 /// A step that was sent.
@@ -171,6 +179,8 @@ impl Worker {
             overflows: 0,
             answered_at: Time::default(),
             usual_s_per_byte: None,
+            group_s_per_byte: None,
+            no_group_until: Time::default(),
             cached: std::mem::take(&mut spec.cached).into_iter().collect(),
             spec,
             draining: false,
@@ -194,7 +204,17 @@ impl Worker {
 
     /// May be given layers.
     pub fn may_hold_layers(&self) -> bool {
-        self.spec.holds == Holds::Anything
+        self.spec.holds == Holds::Anything && !self.is_rank()
+    }
+
+    /// Whether it holds a share in a tensor group, and so no other layers.
+    pub fn is_rank(&self) -> bool {
+        self.held.values().any(|h| h.rank.is_some())
+    }
+
+    /// Seconds per weight byte of what its routes go through: its own, or its group's.
+    pub fn stage_s_per_byte(&self) -> [f64; 2] {
+        self.group_s_per_byte.unwrap_or(self.s_per_byte)
     }
 
     /// Whether it is a tab.
@@ -241,7 +261,8 @@ impl Worker {
     /// Seconds that a step of `rows` rows through weights of `work_bytes` should take to compute.
     pub fn compute_s(&self, work_bytes: u64, rows: u32) -> f64 {
         let bytes = work_bytes as f64;
-        let (one, eight) = (self.s_per_byte[0], self.s_per_byte[1].max(self.s_per_byte[0]));
+        let [one, eight] = self.stage_s_per_byte();
+        let eight = eight.max(one);
         if rows <= 8 {
             let slope = (eight - one) / 7.0;
             bytes * (one + slope * f64::from(rows.saturating_sub(1)))
@@ -334,16 +355,26 @@ impl Worker {
             return;
         }
         let per_byte = compute / work_bytes as f64;
+        let off = compute / self.compute_s(work_bytes, rows);
+        let shared = self.held.get(&step.assignment).is_some_and(|h| h.rank.is_some());
+        let speed = match &mut self.group_s_per_byte {
+            Some(speed) if shared => speed,
+            // An end beside a group's share says nothing of the group.
+            Some(_) => return,
+            None => &mut self.s_per_byte,
+        };
         let average = |old: &mut f64, new: f64| *old += EWMA * (new - *old);
         match rows {
-            1 => average(&mut self.s_per_byte[0], per_byte),
-            8.. => average(&mut self.s_per_byte[1], per_byte * 8.0 / f64::from(rows)),
+            1 => average(&mut speed[0], per_byte),
+            8.. => average(&mut speed[1], per_byte * 8.0 / f64::from(rows)),
             _ => {
                 // Between the two, both are off by what this step was off by.
-                let off = compute / self.compute_s(work_bytes, rows);
                 let scale = 1.0 + EWMA * (off - 1.0);
-                self.s_per_byte = self.s_per_byte.map(|s| s * scale);
+                *speed = speed.map(|s| s * scale);
             }
+        }
+        if shared {
+            return;
         }
         self.measured = true;
         let usual = self.usual_s_per_byte.get_or_insert(self.s_per_byte);

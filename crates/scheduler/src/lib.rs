@@ -11,6 +11,7 @@
 //! |---|---|
 //! | `placement` | who should hold what, as a pure function |
 //! | `cover` | when to place, and in a small fleet what to assign and drop |
+//! | `groups` | tensor groups: whose layers are divided among several workers |
 //! | `windows` | which layers a worker is of most use for |
 //! | `replicas` | what whoever is left over holds, or why it holds nothing |
 //! | `routing` | a session's way through the shards that are ready, as a pure function |
@@ -43,6 +44,7 @@ pub mod verdict;
 mod assign;
 mod auditors;
 mod cover;
+mod groups;
 mod index;
 mod known;
 mod links;
@@ -61,10 +63,11 @@ mod wish;
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::time::Duration;
 
-use protocol::{SessionId, Span, WorkerId};
+use protocol::{AssignmentId, SessionId, Span, WorkerId};
 
 pub use event::*;
 use fleet::Worker;
+pub use groups::Tensor;
 use index::{Due, Index, Late};
 pub use links::{Boundaries, Traffic};
 use requests::InFlight;
@@ -116,6 +119,8 @@ pub struct Config {
     pub reuse_min: u32,
     /// What the boundaries between stages are sent in.
     pub boundaries: Boundaries,
+    /// When layers are divided among workers.
+    pub tensor: Tensor,
     /// What of untrusted workers' answers is verified.
     pub audits: audit::Settings,
     /// Leaves out what an invariant rests on, so that the simulation can show that it would
@@ -157,6 +162,7 @@ impl Default for Config {
             attempts_max: 10,
             reuse_min: 8,
             boundaries: Boundaries::All(protocol::Dtype::F32),
+            tensor: Tensor::default(),
             audits: audit::Settings::default(),
             sabotage: Sabotage::default(),
         }
@@ -191,6 +197,8 @@ pub struct Scheduler {
     traffic: Traffic,
     /// Rows that went through an embedding.
     tokens_embedded: u64,
+    /// Tensor groups, by name.
+    groups: BTreeMap<AssignmentId, groups::Group>,
     /// The idle worker whose turn it is to be looked at again.
     idle_turn: WorkerId,
 }
@@ -254,6 +262,7 @@ impl Scheduler {
             pace: pace::Pace::default(),
             traffic: Traffic::default(),
             tokens_embedded: 0,
+            groups: BTreeMap::new(),
             idle_turn: WorkerId(0),
         }
     }

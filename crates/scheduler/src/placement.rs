@@ -46,6 +46,9 @@ pub struct Candidate {
     pub s_per_byte: f64,
     /// Seconds there and back, without computing.
     pub hop_s: f64,
+    /// Seconds that each layer takes besides: what the ranks of a tensor group wait for each
+    /// other's messages.
+    pub layer_s: f64,
     /// Per part, weight bytes that it would have to fetch.
     pub missing_bytes: Vec<u64>,
 }
@@ -239,6 +242,7 @@ impl<'a> Search<'a> {
         let hop = c.hop_s * (1.0 - f64::from(u8::from(after)) - f64::from(u8::from(before)));
         let missing = self.missing[w][to] - self.missing[w][from];
         let work = (self.work[to] - self.work[from]) as f64 * c.s_per_byte;
+        let work = work + (to - from) as f64 * c.layer_s;
         let stage = hop + work + missing as f64 * FETCH_S_PER_BYTE;
         Some((stage, stage + self.ends_on(w)))
     }
@@ -305,6 +309,7 @@ impl<'a> Search<'a> {
             c.hop_s
                 + (self.work[self.end] - self.work[self.first]) as f64 / layers as f64
                     * c.s_per_byte
+                + c.layer_s
         };
         order.sort_by(|a, b| cost(a).total_cmp(&cost(b)).then(a.cmp(b)));
         // The embedding's holder first and the head's last, so that they can merge.
@@ -443,6 +448,7 @@ mod tests {
             layers: true,
             s_per_byte: 1e-9 / gb_per_s,
             hop_s: hop_ms * 1e-3,
+            layer_s: 0.0,
             missing_bytes: vec![0; 64],
         }
     }

@@ -16,7 +16,7 @@ impl Scheduler {
         self.keys.remove(&worker.spec.key);
         self.audits.standings.leaves(&worker.spec.key);
         self.count_leave(id, worker.sort, worker.visit_at);
-        let sessions = self.lose_stages(id, None);
+        let sessions = self.lose_stages(id, None) + self.dissolve_groups_of(id);
         self.note(Note::Lost { worker: id, reason: reason.to_owned(), sessions });
         self.place_soon();
     }
@@ -26,6 +26,7 @@ impl Scheduler {
         let Some(worker) = self.workers.get_mut(&id) else { return };
         worker.draining = true;
         self.lose_stages(id, None);
+        self.dissolve_groups_of(id);
         self.note(Note::Draining { worker: id, reason });
         self.place_soon();
     }

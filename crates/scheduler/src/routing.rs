@@ -13,6 +13,8 @@ pub struct Way {
     pub s_per_byte: f64,
     /// Seconds there and back.
     pub hop_s: f64,
+    /// It is run from its first part to its last, or not at all.
+    pub whole: bool,
 }
 
 /// The shards that a route may use.
@@ -80,7 +82,12 @@ pub(crate) fn cheapest(
                 continue;
             }
             let entered = best[at] + way.hop_s;
-            for to in part + 1..=(way.span.end.min(range.end) as usize) {
+            let (first, end) = (way.span.first as usize, way.span.end as usize);
+            if way.whole && (part != first || end > range.end as usize) {
+                continue;
+            }
+            let leave = if way.whole { end } else { part + 1 };
+            for to in leave..=end.min(range.end as usize) {
                 let span = Span { first: part as u32, end: to as u32 };
                 let settles = home.is_some() && is_home && crate::fleet::has_layers(span, parts);
                 if settles && state % 2 == 1 {
@@ -132,7 +139,7 @@ mod tests {
 
     fn way(worker: u64, first: u32, end: u32, part_s: f64, hop_s: f64) -> Way {
         let holder = (WorkerId(worker), AssignmentId(worker));
-        Way { holder, span: Span { first, end }, s_per_byte: part_s, hop_s }
+        Way { holder, span: Span { first, end }, s_per_byte: part_s, hop_s, whole: false }
     }
 
     fn check(all: &[Way], expected: Option<&[(u64, u32, u32)]>) {
@@ -163,6 +170,18 @@ mod tests {
         check(&[slow.clone(), way(2, 2, 6, 1.0, 1.0)], Some(&[(1, 0, 8)]));
         check(&[slow.clone(), way(2, 0, 8, 1.0, 1.0)], Some(&[(2, 0, 8)]));
         check(&[slow, way(2, 0, 8, 1.0, 9.0)], Some(&[(1, 0, 8)]));
+    }
+
+    #[test]
+    fn what_is_run_as_a_whole_is_neither_entered_nor_left_midway() {
+        let group = Way { whole: true, ..way(2, 2, 6, 0.1, 0.0) };
+        check(&[way(1, 0, 8, 1.0, 0.0), group.clone()], Some(&[(1, 0, 8)]));
+        let (before, behind) = (way(1, 0, 2, 1.0, 0.0), way(3, 6, 8, 1.0, 0.0));
+        let route = [(1, 0, 2), (2, 2, 6), (3, 6, 8)];
+        check(&[before.clone(), group.clone(), behind], Some(&route));
+        check(&[way(1, 0, 3, 1.0, 0.0), group.clone(), way(3, 7, 8, 1.0, 0.0)], None);
+        // Others may be entered behind it, midway.
+        check(&[before, group, way(3, 4, 8, 1.0, 0.0)], Some(&route));
     }
 
     #[test]

@@ -6,7 +6,7 @@ use protocol::{AssignmentId, Span, WorkerId};
 
 use crate::Scheduler;
 use crate::assign::unique_bytes;
-use crate::event::{FleetView, ModelView, SessionView, ShardView, WorkerView};
+use crate::event::{FleetView, ModelView, RankView, SessionView, ShardView, WorkerView};
 use crate::fleet::{Worker, layer_count};
 use crate::session::{Phase, Session};
 
@@ -95,6 +95,7 @@ impl Scheduler {
             }
         }
         self.check_audits();
+        self.check_groups();
         let bounded = self.index.log_bytes <= self.config.log_bytes_max;
         assert!(bounded || self.config.audits.full, "logs beyond their bound");
     }
@@ -143,6 +144,11 @@ impl Scheduler {
                 ready: held.ready,
                 weight_bytes: held.weight_bytes,
                 kv_pages: (held.pages.values().sum(), held.kv_pages),
+                rank: held.rank.as_ref().map(|rank| RankView {
+                    leader: self.groups[&rank.group].members[0].0,
+                    rank: rank.rank,
+                    weights: rank.weights.clone(),
+                }),
             }
         });
         let model = worker.held.values().next().map_or(0, |h| h.model);

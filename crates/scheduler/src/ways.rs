@@ -182,6 +182,7 @@ impl Scheduler {
             span,
             s_per_byte: worker.token_s(bytes, others) / bytes as f64 * penalty * dearer,
             hop_s: worker.hop_s / worker.survival() * dearer,
+            whole: worker.held[&holder.1].rank.is_some(),
         }
     }
 }

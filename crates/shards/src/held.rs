@@ -94,22 +94,26 @@ impl From<SourceError> for LoadError {
 
 /// A worker's shards. One that broke stays in its place and answers why.
 pub struct Shards {
-    computer: Computer,
-    memory_bytes: u64,
-    held: LiteMap<ShardKey, Held>,
+    pub(crate) computer: Computer,
+    pub(crate) memory_bytes: u64,
+    pub(crate) held: LiteMap<ShardKey, Held>,
 }
 
-struct Held {
-    state: Result<Loaded, String>,
+pub(crate) struct Held {
+    pub(crate) state: Result<Loaded, String>,
     /// Width of its hidden states.
-    d_model: usize,
-    /// For the sum of what is held: weights, which shards on the CPU share, and the KV cache.
-    blobs: LiteMap<BlobHash, u64>,
-    kv_bytes: u64,
+    pub(crate) d_model: usize,
+    /// For the sum of what is held: weights, which shards on the CPU share, and what only this
+    /// one has, the KV cache above all.
+    pub(crate) blobs: LiteMap<BlobHash, u64>,
+    pub(crate) own_bytes: u64,
 }
 
-enum Loaded {
+pub(crate) enum Loaded {
     Cpu(Box<SpanShards>),
+    /// A share in a tensor group, which is run as a whole. Tabs take part in none.
+    #[cfg(not(target_arch = "wasm32"))]
+    Rank(Box<engine::Shard>),
     #[cfg(feature = "gpu")]
     Gpu(Box<engine::gpu::GpuShard>),
 }
@@ -127,8 +131,8 @@ impl Shards {
 
     /// Bytes of weights and KV caches, full ones, that the shards held may use.
     pub fn memory_used(&self) -> u64 {
-        let kv: u64 = self.held.values().map(|held| held.kv_bytes).sum();
-        kv.saturating_add(self.weight_bytes(None))
+        let own: u64 = self.held.values().map(|held| held.own_bytes).sum();
+        own.saturating_add(self.weight_bytes(None))
     }
 
     /// Bytes of weights of the shards held, and of `with` beside them.
@@ -195,7 +199,7 @@ impl Shards {
         }
         self.held.insert(
             shard,
-            Held { state: Ok(loaded), d_model: dims.d_model as usize, blobs, kv_bytes: kv },
+            Held { state: Ok(loaded), d_model: dims.d_model as usize, blobs, own_bytes: kv },
         );
         Ok(Shape { layers: dims.layers, d_model: dims.d_model, vocab: dims.vocab })
     }
@@ -251,6 +255,8 @@ impl Shards {
         let Some(Held { state: state @ Ok(_), .. }) = self.held.get_mut(&shard) else { return };
         let forked = match state {
             Ok(Loaded::Cpu(shards)) => shards.fork(from.0, to.0, positions),
+            #[cfg(not(target_arch = "wasm32"))]
+            Ok(Loaded::Rank(shard)) => shard.fork(from.0, to.0, positions),
             #[cfg(feature = "gpu")]
             Ok(Loaded::Gpu(shard)) => shard.fork(from.0, to.0, positions),
             Err(_) => return,
@@ -264,6 +270,8 @@ impl Shards {
     pub fn truncate(&mut self, shard: ShardKey, session: SessionId, positions: u32) {
         match self.held.get_mut(&shard).map(|held| &mut held.state) {
             Some(Ok(Loaded::Cpu(shards))) => shards.truncate(session.0, positions),
+            #[cfg(not(target_arch = "wasm32"))]
+            Some(Ok(Loaded::Rank(shard))) => shard.truncate(session.0, positions),
             #[cfg(feature = "gpu")]
             Some(Ok(Loaded::Gpu(shard))) => shard.truncate(session.0, positions),
             Some(Err(_)) | None => {}
@@ -274,6 +282,8 @@ impl Shards {
     pub fn release(&mut self, shard: ShardKey, session: SessionId) {
         match self.held.get_mut(&shard).map(|held| &mut held.state) {
             Some(Ok(Loaded::Cpu(shards))) => shards.release(session.0),
+            #[cfg(not(target_arch = "wasm32"))]
+            Some(Ok(Loaded::Rank(shard))) => shard.release(session.0),
             #[cfg(feature = "gpu")]
             Some(Ok(Loaded::Gpu(shard))) => shard.release(session.0),
             Some(Err(_)) | None => {}
@@ -285,6 +295,8 @@ impl Shards {
     pub fn whole(&self, shard: ShardKey) -> Option<&engine::Shard> {
         match self.held.get(&shard)?.state.as_ref().ok()? {
             Loaded::Cpu(shards) => shards.whole(),
+            #[cfg(not(target_arch = "wasm32"))]
+            Loaded::Rank(_) => None,
             #[cfg(feature = "gpu")]
             Loaded::Gpu(_) => None,
         }
@@ -314,6 +326,8 @@ impl Shards {
         let Some(held) = self.held.get_mut(&shard) else { return };
         match std::mem::replace(&mut held.state, Err(reason.to_owned())) {
             Ok(Loaded::Cpu(shards)) => std::mem::forget(shards),
+            #[cfg(not(target_arch = "wasm32"))]
+            Ok(Loaded::Rank(shard)) => std::mem::forget(shard),
             // It has no threads, and its memory is the device's.
             #[cfg(feature = "gpu")]
             Ok(Loaded::Gpu(shard)) => drop(shard),
@@ -331,6 +345,9 @@ impl Loaded {
     ) -> Result<Output, StepError> {
         match self {
             Loaded::Cpu(shards) => shards.step(span, segments, input),
+            // All ranks run the span that they were given; worker-core sees to it.
+            #[cfg(not(target_arch = "wasm32"))]
+            Loaded::Rank(shard) => shard.step(segments, input),
             #[cfg(feature = "gpu")]
             Loaded::Gpu(shard) => shard.step(span.first..span.end, segments, input).await,
         }
@@ -425,6 +442,7 @@ mod tests {
                 .map(|b| BlobRef { hash: b.hash.clone(), bytes: b.bytes })
                 .collect(),
             kv_pages: 2,
+            tensor: None,
         });
         (manifest, blobs, assignments)
     }

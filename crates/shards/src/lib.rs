@@ -6,6 +6,8 @@
 
 pub mod benchmark;
 mod held;
+#[cfg(not(target_arch = "wasm32"))]
+mod rank;
 mod source;
 mod spans;
 

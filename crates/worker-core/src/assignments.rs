@@ -1,7 +1,7 @@
 //! Assignments: from `assign` over fetching and loading to `ready`, and their end.
 
 use litemap::LiteMap;
-use protocol::{Assignment, AssignmentId, BlobHash, BlobRef, FromWorker, clean_text};
+use protocol::{Assignment, AssignmentId, BlobHash, BlobRef, FromWorker, WorkerKind, clean_text};
 
 use crate::core::WorkerCore;
 use crate::event::{Action, Shape, ShardKey};
@@ -46,8 +46,9 @@ pub(crate) struct Blob {
 impl Held {
     pub(crate) fn ready(&mut self) -> Option<&mut Ready> {
         match &mut self.phase {
-            Phase::Ready(ready) => Some(ready),
-            Phase::Fetching | Phase::Loading(_) => None,
+            // What a rank that follows does is decided by its leader.
+            Phase::Ready(ready) if !self.assignment.follows() => Some(ready),
+            Phase::Fetching | Phase::Loading(_) | Phase::Ready(_) => None,
         }
     }
 
@@ -103,6 +104,9 @@ impl WorkerCore {
             let (class, can) = (&assignment.class, self.config.classes.join(", "));
             return Err(format!("this worker does not compute in class {class}, only in {can}"));
         }
+        if assignment.tensor.is_some() && self.config.kind != WorkerKind::Native {
+            return Err("only native workers take part in tensor groups".into());
+        }
         for blob in blobs_of(assignment) {
             if let Some(known) = self.blobs.get(&blob.hash).filter(|b| b.bytes != blob.bytes) {
                 let (hash, one, other) = (&blob.hash, known.bytes, blob.bytes);
@@ -111,7 +115,9 @@ impl WorkerCore {
         }
         let staying = self.assignments.values().filter(|h| !h.leaving).map(|h| &h.assignment);
         let mut weights: LiteMap<&BlobHash, u64> = LiteMap::new();
-        for blob in staying.chain([assignment]).flat_map(|a| &a.blobs) {
+        // A rank keeps a share of its layers; whether that fits is known once it is loaded.
+        let whole = staying.chain([assignment]).filter(|a| a.tensor.is_none());
+        for blob in whole.flat_map(|a| &a.blobs) {
             weights.insert(&blob.hash, blob.bytes);
         }
         let needed = weights.values().copied().fold(0, u64::saturating_add);
@@ -195,6 +201,14 @@ impl WorkerCore {
     fn loading(&mut self, shard: ShardKey) -> Option<(AssignmentId, &mut Held)> {
         let is_it = |h: &Held| matches!(h.phase, Phase::Loading(key) if key == shard);
         self.assignments.iter_mut().find(|(_, h)| is_it(h)).map(|(id, h)| (*id, h))
+    }
+
+    /// A shard takes no more steps: its assignment is over, if it was not already.
+    pub(crate) fn broke(&mut self, shard: ShardKey, reason: &str) {
+        let held = self.assignments.iter().find(|(_, held)| held.shard() == Some(shard));
+        if let Some(id) = held.map(|(id, _)| *id) {
+            self.fail(id, reason);
+        }
     }
 
     /// Ends an assignment that cannot be held.

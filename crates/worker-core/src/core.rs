@@ -98,6 +98,7 @@ impl WorkerCore {
             Event::BlobFailed { hash, reason } => self.blob_failed(&hash, &reason),
             Event::Loaded { shard, shape } => self.loaded(shard, shape),
             Event::LoadFailed { shard, reason } => self.load_failed(shard, &reason),
+            Event::Broke { shard, reason } => self.broke(shard, &reason),
             Event::RunDone { run, compute_us, result } => self.run_done(run, compute_us, result),
         }
         self.advance();

@@ -101,6 +101,13 @@ pub enum Event {
         /// where the run's span ends with the head.
         result: Result<Bytes, RunFault>,
     },
+    /// A shard can take no more steps, as was found outside of a run.
+    Broke {
+        /// Which.
+        shard: ShardKey,
+        /// Why, in words.
+        reason: String,
+    },
     /// The worker's tab was hidden or shown again; it is shown until told otherwise.
     Visibility {
         /// Whether nobody sees it.

@@ -184,10 +184,13 @@ impl WorkerCore {
         let (id, span, dtype) = (step.assignment, step.span, step.dtype);
         let Some(held) = self.assignments.get_mut(&id) else { return self.refuse(step) };
         let within = held.assignment.span;
+        let divided = held.assignment.tensor.is_some();
         let Some(ready) = held.ready() else { return self.refuse(step) };
         let (shard, shape) = (ready.shard, ready.shape);
         let (tokens, width) = if span.first == 0 { (true, 1) } else { (false, shape.d_model) };
+        // The ranks of a group all run what they were given, whole.
         let fits = within.first <= span.first && span.end <= within.end;
+        let fits = fits && (!divided || span == within);
         if !fits || (dtype == Dtype::U32) != tokens || step.check_payload(false, width).is_err() {
             return self.refuse(step);
         }

@@ -110,6 +110,7 @@ impl World {
             class: "c".into(),
             blobs: vec![],
             kv_pages: 1,
+            tensor: None,
         }));
     }
 

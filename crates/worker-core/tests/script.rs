@@ -93,6 +93,7 @@ impl Script {
             class: "canonical-1".into(),
             blobs: vec![BlobRef { hash: hash('b'), bytes: 990 }],
             kv_pages: 4,
+            tensor: None,
         }
     }
 

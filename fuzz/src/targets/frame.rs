@@ -219,6 +219,7 @@ fn to_worker() -> Vec<ToWorker> {
             class: "canonical-1".into(),
             blobs: vec![blob("b"), blob("c")],
             kv_pages: 64,
+            tensor: None,
         }),
         ToWorker::Truncate { assignment, session: SessionId(1), epoch: 4, positions: 100 },
         ToWorker::Idle { reason: "all layers are held".into() },

@@ -63,6 +63,7 @@ impl Model {
             class: "canonical-1".into(),
             blobs: blobs.into_iter().map(|(hash, bytes)| BlobRef { hash, bytes }).collect(),
             kv_pages: 16,
+            tensor: None,
         }
     }
 }
@@ -213,6 +214,7 @@ impl Peer {
                 Up::Control(FromWorker::Progress { .. }) => {}
                 Up::Control(message) => return message,
                 Up::Frame(frame) => panic!("a frame: {frame:?}"),
+                Up::Relay(piece) => panic!("a relayed piece: {piece:?}"),
             }
         }
     }
@@ -221,6 +223,7 @@ impl Peer {
         match self.next().await {
             Up::Frame(frame) => frame,
             Up::Control(message) => panic!("a control message: {message:?}"),
+            Up::Relay(piece) => panic!("a relayed piece: {piece:?}"),
         }
     }
 
@@ -234,6 +237,7 @@ impl Peer {
             let message = timeout(SOON, self.socket.recv()).await.expect("the worker is silent");
             match message.expect("the worker closed").unwrap() {
                 Message::Text(json) => return Up::Control(FromWorker::from_json(&json).unwrap()),
+                Message::Binary(piece) if is_relay(&piece) => return Up::Relay(piece),
                 Message::Binary(chunk) => {
                     if let Some(frame) = self.frames.push(chunk).unwrap() {
                         return Up::Frame(frame);

@@ -32,6 +32,7 @@ fn view() -> FleetView {
         ready: true,
         weight_bytes: 100,
         kv_pages: (3, 8),
+        rank: None,
     };
     let worker = WorkerView {
         id: WorkerId(7),

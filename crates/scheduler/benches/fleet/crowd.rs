@@ -89,6 +89,7 @@ fn model() -> ModelSpec {
         d_model: D_MODEL,
         vocab: VOCAB,
         context: 8192,
+        divisions: Vec::new(),
     }
 }
 

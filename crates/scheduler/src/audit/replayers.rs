@@ -40,7 +40,8 @@ impl Scheduler {
                 continue;
             }
             let able = w.held.iter().find_map(|(assignment, h)| {
-                let holds = h.ready && h.model == audit.model && h.kv_pages >= pages;
+                let holds =
+                    h.rank.is_none() && h.ready && h.model == audit.model && h.kv_pages >= pages;
                 let spans = h.span.first <= audit.span.first && audit.span.end <= h.span.end;
                 let how = comparison(&audit.class, &h.class).filter(|_| holds && spans)?;
                 Some(((*id, *assignment), how))
@@ -79,7 +80,7 @@ impl Scheduler {
             let held = self.workers.get(worker).filter(|w| w.spec.key != key);
             held.and_then(|w| w.held.get(assignment)).is_some_and(|h| {
                 let spans = h.span.first <= span.first && span.end <= h.span.end;
-                spans && comparison(class, &h.class).is_some()
+                h.rank.is_none() && spans && comparison(class, &h.class).is_some()
             })
         });
         able.count() >= PEERS_MIN

@@ -29,6 +29,8 @@ pub(crate) struct Shard {
     pub machine: u64,
     /// Whether its worker may see text.
     pub trusted: bool,
+    /// It is run as a whole or not at all, and replays nothing: a tensor group's.
+    pub whole: bool,
 }
 
 /// What is held of one model.
@@ -81,7 +83,9 @@ impl ModelIndex {
         let last = self.parts.len() as u32 - 1;
         let scattered = (scatter(assignment.0), assignment);
         let span = (shard.trusted, shard.class, shard.span.first, shard.span.end);
-        count(&mut self.spans, span, up);
+        if !shard.whole {
+            count(&mut self.spans, span, up);
+        }
         for part in shard.span.first..shard.span.end {
             let index = &mut self.parts[part as usize];
             count(&mut index.kv_pages, shard.kv_pages, up);
@@ -211,6 +215,7 @@ mod tests {
                 rate: 5,
                 machine: id % 4,
                 trusted: id == 7,
+                whole: false,
             };
             model.add(&shard);
         }

@@ -6,7 +6,7 @@ use super::parts::quarter_octaves;
 use super::{Due, Index, Late, Lent, Shard};
 use crate::Model;
 use crate::event::Time;
-use crate::fleet::{Worker, layer_count};
+use crate::fleet::{Held, Worker, layer_count};
 
 /// What one worker adds to the index.
 #[derive(Clone, Debug, PartialEq)]
@@ -25,6 +25,8 @@ impl WorkerEntry {
     pub fn of<'a>(worker: &Worker, load: u32, model: impl Fn(usize) -> &'a Model) -> WorkerEntry {
         let steps = worker.in_flight.values().map(|s| (s.deadline, Late::Step));
         let loads = worker.held.values().filter(|h| !h.ready);
+        // A rank that waits for the others is not late itself.
+        let loads = loads.filter(|h| !h.rank.as_ref().is_some_and(|rank| rank.loaded));
         let loads = loads.map(|h| (h.loading.1, Late::Load));
         let mut entry = WorkerEntry {
             deadline: steps.chain(loads).min(),
@@ -45,13 +47,17 @@ impl WorkerEntry {
         entry.trusted = worker.may_hold_ends();
         entry.lent =
             Lent { workers: 1, memory, layers: if worker.may_hold_layers() { memory } else { 0 } };
-        let shards = worker.held.iter().map(|(assignment, held)| {
+        // Of a tensor group the leader's shard counts, for all of it.
+        let follows = |held: &Held| held.rank.as_ref().is_some_and(|rank| rank.rank > 0);
+        let shards = worker.held.iter().filter(|(_, held)| !follows(held));
+        let shards = shards.map(|(assignment, held)| {
             let model = model(held.model);
             let parts = f64::from(held.span.end - held.span.first);
             let layers = layer_count(&model.spec, held.span);
             let work = (model.work_bytes(held.span) as f64 / parts) as u64;
             let part_s = worker.token_s(work, load) + worker.hop_s / worker.survival() / parts;
-            let rate = worker.survival() / (worker.s_per_byte[0] * f64::from(layers.max(1)));
+            let rate =
+                worker.survival() / (worker.stage_s_per_byte()[0] * f64::from(layers.max(1)));
             Shard {
                 holder: (worker.spec.id, *assignment),
                 model: held.model,
@@ -64,6 +70,7 @@ impl WorkerEntry {
                 rate: rate as u64,
                 machine: worker.machine,
                 trusted: worker.spec.trusted,
+                whole: held.rank.is_some(),
             }
         });
         entry.shards = shards.collect();

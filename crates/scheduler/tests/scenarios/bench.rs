@@ -4,7 +4,9 @@ use std::collections::BTreeMap;
 use std::time::Duration;
 
 use bytes::Bytes;
-use protocol::{BlobRef, Dtype, Frame, FrameKind, SessionId, ToWorker, WorkerId, WorkerKind};
+use protocol::{
+    AssignmentId, BlobRef, Dtype, Frame, FrameKind, SessionId, ToWorker, WorkerId, WorkerKind,
+};
 use scheduler::{
     Action, ClassSpec, Config, Event, Holds, ModelSpec, Note, PartSpec, Request, RequestError,
     RequestId, Scheduler, Standing, Time, Wish, WorkerSpec,
@@ -34,6 +36,10 @@ pub struct Bench {
     pub standings: BTreeMap<String, Standing>,
     /// Key, layers, rows.
     pub verified: Vec<(String, u32, u32)>,
+    /// The tensor groups whose members may write to each other.
+    pub groups: BTreeMap<AssignmentId, Vec<WorkerId>>,
+    /// Whether shards are ready as soon as they are assigned.
+    pub loads: bool,
 }
 
 pub fn model() -> ModelSpec {
@@ -52,11 +58,16 @@ pub fn model() -> ModelSpec {
         d_model: D_MODEL,
         vocab: VOCAB,
         context: 1000,
+        divisions: Vec::new(),
     }
 }
 
 impl Bench {
     pub fn new(config: Config) -> Bench {
+        Bench::serving(config, model())
+    }
+
+    pub fn serving(config: Config, model: ModelSpec) -> Bench {
         let mut bench = Bench {
             scheduler: Scheduler::new(Config { scratch_bytes: 0, ..config }),
             now: 0,
@@ -69,8 +80,10 @@ impl Bench {
             notes: Vec::new(),
             standings: BTreeMap::new(),
             verified: Vec::new(),
+            groups: BTreeMap::new(),
+            loads: true,
         };
-        bench.tell(Event::AddModel(model()));
+        bench.tell(Event::AddModel(model));
         bench
     }
 
@@ -80,7 +93,9 @@ impl Bench {
         while let Some(action) = self.scheduler.poll_action() {
             match action {
                 Action::Control { worker, message } => {
-                    if let ToWorker::Assign(assignment) = &message {
+                    if let ToWorker::Assign(assignment) = &message
+                        && self.loads
+                    {
                         ready.push(Event::Ready { worker, assignment: assignment.id });
                     }
                     self.controls.push((worker, message));
@@ -102,6 +117,8 @@ impl Bench {
                 Action::Verified { key, layers, rows, .. } => {
                     self.verified.push((key, layers, rows));
                 }
+                Action::Group { group, members } => drop(self.groups.insert(group, members)),
+                Action::Ungroup { group } => drop(self.groups.remove(&group)),
                 Action::Note(note) => self.notes.push(note),
             }
         }

@@ -4,6 +4,7 @@ mod audits;
 mod bench;
 mod blame;
 mod boundaries;
+mod groups;
 mod large;
 mod pace;
 mod tabs;
