@@ -11,7 +11,8 @@ use coordinator::driver::{RequestEvent, Submission, Submit};
 use coordinator::sockets::{PROBE_BYTES_MAX, Trust};
 use protocol::{
     AssignmentId, CHUNK_BYTES_MAX, CONTROL_BYTES_MAX, Chunks, Dtype, Frame, FrameKind, FromWorker,
-    PAYLOAD_BYTES_MAX, SUBPROTOCOL, Segment, SessionId, Span, Status, ToWorker, WorkerKind,
+    PAYLOAD_BYTES_MAX, RelayKind, SUBPROTOCOL, Segment, SessionId, Span, Status, ToWorker,
+    WorkerKind, relay_pieces,
 };
 use tokio_tungstenite::tungstenite::Error;
 
@@ -277,6 +278,16 @@ async fn a_link_is_measured_with_as_many_bytes_as_are_asked_for() {
 }
 
 #[tokio::test]
+async fn a_volunteer_takes_part_in_no_tensor_group() {
+    let server = Server::start(Trust::new(false, &[])).await;
+    let (mut peer, _) = server.join(1).await;
+    let share = relay_pieces(AssignmentId(9), 0, RelayKind::Share, 0, b"x").next().unwrap();
+    peer.binary(share.to_vec()).await;
+    let (reason, retry) = peer.dismissed().await;
+    assert!(reason.contains("only trusted workers") && !retry, "{reason}");
+}
+
+#[tokio::test]
 async fn what_breaks_the_protocol_ends_that_connection_only() {
     let server = trusting().await;
     let (mut good, _) = server.join(1).await;
@@ -286,7 +297,11 @@ async fn what_breaks_the_protocol_ends_that_connection_only() {
     let mut damaged = Chunks::new(&stray(FrameKind::Result), 0).unwrap().next().unwrap().to_vec();
     *damaged.last_mut().unwrap() ^= 1;
     let late = Chunks::new(&stray(FrameKind::Result), 5).unwrap().next().unwrap().to_vec();
-    let cases: [(&str, Vec<u8>); 6] = [
+    // To a tensor group that there is not, or no more: it is dropped.
+    let share = || relay_pieces(AssignmentId(9), 0, RelayKind::Share, 0, b"x").next().unwrap();
+    good.binary(share().to_vec()).await;
+    let cases: [(&str, Vec<u8>); 7] = [
+        ("relayed piece", share()[..9].to_vec()),
         ("chunk", vec![0xA5; 100]),
         ("chunk", vec![0xA5; CHUNK_BYTES_MAX + 1]),
         ("frame bytes", huge),
@@ -318,7 +333,7 @@ async fn what_breaks_the_protocol_ends_that_connection_only() {
         let (reason, retry) = peer.dismissed().await;
         assert!(reason.contains(word) && !retry, "{word}: {reason}");
     }
-    assert_eq!(count(&server.sockets.counters().violations), 10);
+    assert_eq!(count(&server.sockets.counters().violations), 11);
     let ids: Vec<_> = server.driver.view().await.workers.iter().map(|w| w.id).collect();
     assert_eq!(ids.len(), 1, "only the good one is left: {ids:?}");
     let mut submission = submit(&server).await;

@@ -414,7 +414,13 @@ impl Scheduler {
     pub(crate) fn is_granted(&self, wish: Wish, model: usize, stages: &[Stage]) -> bool {
         let trusted = |id| self.workers.get(&id).is_some_and(|w| w.spec.trusted);
         let mut holders = stages.iter().filter_map(|s| s.holder);
-        (!wish.trusted_only || holders.all(|(worker, _)| trusted(worker)))
+        let shared = |(worker, assignment): (WorkerId, AssignmentId)| {
+            let held = self.workers.get(&worker).and_then(|w| w.held.get(&assignment));
+            held.is_some_and(|h| h.rank.is_some())
+        };
+        let mut layered = stages.iter().filter(|s| s.layers).filter_map(|s| s.holder);
+        layered.all(|holder| wish.takes(shared(holder)))
+            && (!wish.trusted_only || holders.all(|(worker, _)| trusted(worker)))
             && wish.suits(stages, self.models[model].spec.parts.len())
     }
 

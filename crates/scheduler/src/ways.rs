@@ -144,6 +144,7 @@ impl Scheduler {
         let alone = wanted.wish.parallelism == Parallelism::None;
         if wanted.wish.trusted_only && !self.workers[&holder.0].spec.trusted
             || alone && layers && !whole
+            || layers && !wanted.wish.takes(shard.rank.is_some())
         {
             return None;
         }

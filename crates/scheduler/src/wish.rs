@@ -44,14 +44,14 @@ impl Wish {
     /// The field and what is wrong where no fleet here can grant it.
     pub(crate) fn impossible(self) -> Option<(&'static str, String)> {
         match self.parallelism {
-            Parallelism::Tensor | Parallelism::Hybrid => {
-                let why = "no group of workers shares layers here".to_owned();
-                Some(("weft.parallelism", why))
-            }
-            Parallelism::Pipeline if self.nodes_max == Some(1) => {
+            Parallelism::Pipeline | Parallelism::Hybrid if self.nodes_max == Some(1) => {
                 Some(("weft.nodes", "a pipeline takes two workers at least".to_owned()))
             }
-            Parallelism::Auto | Parallelism::None | Parallelism::Pipeline => None,
+            Parallelism::Auto
+            | Parallelism::None
+            | Parallelism::Pipeline
+            | Parallelism::Tensor
+            | Parallelism::Hybrid => None,
         }
     }
 
@@ -60,7 +60,9 @@ impl Wish {
         let (parallelism, nodes) = match self.parallelism {
             Parallelism::None => ("one worker with all layers", "weft.parallelism"),
             Parallelism::Pipeline => ("layers on two workers or more", "weft.parallelism"),
-            Parallelism::Auto | Parallelism::Tensor | Parallelism::Hybrid => ("", "weft.nodes"),
+            Parallelism::Tensor => ("all layers in one group that shares them", "weft.parallelism"),
+            Parallelism::Hybrid => ("layers in two groups that share them", "weft.parallelism"),
+            Parallelism::Auto => ("", "weft.nodes"),
         };
         let nodes_max = self.nodes_max.map(|n| format!("{n} workers at most"));
         let asked = nodes_max.into_iter().chain([parallelism.to_owned()]);
@@ -72,9 +74,20 @@ impl Wish {
     pub(crate) fn of_part(self) -> Wish {
         let parallelism = match self.parallelism {
             Parallelism::Pipeline => Parallelism::Auto,
+            Parallelism::Hybrid => Parallelism::Tensor,
             other => other,
         };
         Wish { nodes_max: None, parallelism, ..self }
+    }
+
+    /// Whether a shard with layers may be in such a route: one that a tensor group shares, or
+    /// another.
+    pub(crate) fn takes(self, shared: bool) -> bool {
+        match self.parallelism {
+            Parallelism::Auto => true,
+            Parallelism::None | Parallelism::Pipeline => !shared,
+            Parallelism::Tensor | Parallelism::Hybrid => shared,
+        }
     }
 
     /// Whether a route is spread as asked, of a model with so many parts.
@@ -84,9 +97,8 @@ impl Wish {
         let layered: BTreeSet<WorkerId> = layered.map(|(holder, _)| holder.0).collect();
         let spread = match self.parallelism {
             Parallelism::Auto => true,
-            Parallelism::None => layered.len() <= 1,
-            Parallelism::Pipeline => layered.len() > 1,
-            Parallelism::Tensor | Parallelism::Hybrid => false,
+            Parallelism::None | Parallelism::Tensor => layered.len() <= 1,
+            Parallelism::Pipeline | Parallelism::Hybrid => layered.len() > 1,
         };
         spread && self.nodes_max.is_none_or(|most| workers.len() <= most as usize)
     }

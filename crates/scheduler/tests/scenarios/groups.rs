@@ -4,7 +4,8 @@ use std::time::Duration;
 
 use protocol::{Assignment, AssignmentId, SessionId, TensorRank, ToWorker, WorkerId, WorkerKind};
 use scheduler::{
-    Config, DivisionSpec, Event, Holds, ModelSpec, Note, RankSpec, Tensor, WorkerSpec,
+    Config, DivisionSpec, Event, Holds, ModelSpec, Note, Parallelism, RankSpec, RequestId, Tensor,
+    Wish, WorkerSpec,
 };
 
 use crate::bench::{Bench, MIB, model, worker};
@@ -180,6 +181,22 @@ fn four_workers_are_two_stages_of_two_where_no_two_have_room_for_all() {
     bench.answer_all();
     bench.scheduler.check_invariants();
     assert_eq!(bench.samples.len(), 1);
+}
+
+#[test]
+fn a_request_may_ask_for_groups_or_for_none() {
+    let check = |workers: &[(u64, u64)], granted: Parallelism| {
+        let mut bench = bench(Tensor::Groups(2));
+        join(&mut bench, workers);
+        let kinds = [Parallelism::Tensor, Parallelism::Hybrid, Parallelism::Pipeline];
+        for (id, parallelism) in (1..).zip(kinds) {
+            bench.submit_wishing(id, vec![1, 2], 1, Wish { parallelism, ..Wish::default() });
+            let started = bench.started.contains_key(&RequestId(id));
+            assert_eq!(started, parallelism == granted, "{parallelism:?} over {workers:?}");
+        }
+    };
+    check(&[(1, 100), (2, 100)], Parallelism::Tensor);
+    check(&[(1, 3), (2, 2), (3, 2), (4, 2)], Parallelism::Hybrid);
 }
 
 #[test]

@@ -79,8 +79,8 @@ fn what_cannot_be_granted_is_refused_and_says_which_wish() {
     bench.join(1, 2 * MIB, true, Holds::Ends);
     bench.join(2, 100 * MIB, false, Holds::Anything);
     let cases = [
-        (Parallelism::Tensor, None, "weft.parallelism", "no group"),
-        (Parallelism::Hybrid, None, "weft.parallelism", "no group"),
+        (Parallelism::Tensor, None, "weft.parallelism", "one group"),
+        (Parallelism::Hybrid, None, "weft.parallelism", "two groups"),
         (Parallelism::Pipeline, None, "weft.parallelism", "two workers or more"),
         (Parallelism::Pipeline, Some(1), "weft.nodes", "two workers at least"),
         (Parallelism::Auto, Some(1), "weft.nodes", "1 workers at most"),
