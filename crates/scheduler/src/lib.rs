@@ -52,6 +52,7 @@ mod pace;
 mod recovery;
 mod replicas;
 mod requests;
+mod shown;
 mod steps;
 mod tracked;
 mod view;
