@@ -290,7 +290,8 @@ impl Scheduler {
             .filter_map(|s| {
                 let worker = self.workers.get(&s.holder?.0)?;
                 let work = self.models[model].work_bytes(s.span);
-                Some((worker.hop_s + worker.compute_s(work, 1)) / worker.survival())
+                let hop_s = worker.row_hop_s(&self.models[model].spec, s.span);
+                Some((hop_s + worker.compute_s(work, 1)) / worker.survival())
             })
             .sum();
         let free: BTreeMap<WorkerId, u64> =
@@ -480,6 +481,8 @@ impl Scheduler {
         let held = |w: &Worker| w.may_hold_ends() && (room.left)(&w.spec.id) >= ends_bytes;
         let host = (needs_ends && !others().any(held)).then(|| Some(gangs.first()?.members[0]));
         let host = host.flatten();
+        // What comes to most of them and goes from them are rows between layers.
+        let layer = Span { first: 1, end: 2 };
         let mut takers = Vec::new();
         let mut candidates = Vec::new();
         for w in self.workers.values().filter(|w| able(w)) {
@@ -497,7 +500,7 @@ impl Scheduler {
                 ends: w.may_hold_ends(),
                 layers: layers && !is_host && mixed,
                 s_per_byte: w.s_per_byte[0] / w.survival(),
-                hop_s: w.hop_s / w.survival(),
+                hop_s: w.row_hop_s(spec, layer) / w.survival(),
                 layer_s: 0.0,
                 missing_bytes: missing_bytes(spec, w),
             });
@@ -517,7 +520,7 @@ impl Scheduler {
                 ends: false,
                 layers: true,
                 s_per_byte: gang.s_per_byte(division, &self.workers)[0] / survival,
-                hop_s: self.workers[&gang.members[0]].hop_s / survival,
+                hop_s: self.workers[&gang.members[0]].row_hop_s(spec, layer) / survival,
                 layer_s: gang.layer_s(division, &self.workers) / survival,
                 missing_bytes: missing.unwrap_or_default(),
             });

@@ -13,7 +13,7 @@ use crate::survival::Sort;
 /// Positions of one KV page.
 pub const PAGE_POSITIONS: u32 = 64;
 /// Weight of a new measurement in the running averages.
-const EWMA: f64 = 0.2;
+pub(crate) const EWMA: f64 = 0.2;
 /// Step durations remembered per worker, as ratios to what was predicted.
 const HISTORY_MAX: usize = 128;
 /// No step is given less than this before its worker counts as gone.
@@ -30,10 +30,6 @@ const SLOWED: f64 = 1.25;
 /// How much dearer a worker counts for each session that it has already, beyond what they
 /// add to its steps: between equals the emptier one is chosen.
 const CROWDING: f64 = 0.05;
-/// Steps of fewer bytes than this, there and back, tell what a link takes for any step.
-const SMALL_BYTES: usize = 16 << 10;
-/// And those of more than this what it takes for a byte.
-const LARGE_BYTES: usize = 64 << 10;
 /// A hop whose time is not known yet, seconds.
 const HOP_UNKNOWN_S: f64 = 0.001;
 
@@ -56,10 +52,10 @@ pub struct Worker {
     pub s_per_byte: [f64; 2],
     /// Whether real steps have corrected the benchmark.
     pub measured: bool,
-    /// Seconds there and back without computing.
+    /// Seconds that any step is under way, there and back, beside its computing and its bytes.
     pub hop_s: f64,
     /// What its link takes for a byte, beyond what it takes for any step, seconds; known once
-    /// there were steps large enough to tell.
+    /// there was a step large enough to tell.
     pub wire_s_per_byte: Option<f64>,
     /// Boundaries that went over its link.
     pub traffic: Traffic,
@@ -89,8 +85,6 @@ pub struct Worker {
     /// It is in no tensor group before.
     pub no_group_until: Time,
     ratios: VecDeque<f64>,
-    /// As `hop_s`, of steps with few bytes.
-    small_hop_s: Option<f64>,
 }
 
 /// A shard on a worker.
@@ -141,7 +135,9 @@ pub struct StepInFlight {
     pub deadline: Time,
     /// Predicted computing time, seconds.
     pub predicted_s: f64,
-    /// The same with the hop and the steps before it.
+    /// Predicted time of its bytes and its answer's over the link, seconds.
+    pub wire_s: f64,
+    /// All of that with the hop and the steps before it.
     pub expected_s: f64,
     /// Whether nothing else was in flight when it was sent.
     pub alone: bool,
@@ -189,7 +185,6 @@ impl Worker {
             in_flight: BTreeMap::new(),
             measured: false,
             wire_s_per_byte: None,
-            small_hop_s: None,
             traffic: Traffic::default(),
             rows: 0,
             idle_because: None,
@@ -271,18 +266,27 @@ impl Worker {
         }
     }
 
-    /// When the answer to a step should be here: its computing, the hop, the steps before it.
-    pub fn expected_s(&self, predicted_s: f64) -> f64 {
-        let ahead: f64 = self.in_flight.values().map(|s| s.predicted_s).sum();
-        ahead + predicted_s + self.hop_s
+    /// Seconds of computing, and of bytes over the link, until a step is answered that is sent
+    /// now and takes `[predicted_s, wire_s]` itself: those of the steps before it count as well.
+    pub fn with_those_ahead(&self, predicted_s: f64, wire_s: f64) -> [f64; 2] {
+        let ahead = self.in_flight.values();
+        ahead.fold([predicted_s, wire_s], |[p, w], s| [p + s.predicted_s, w + s.wire_s])
     }
 
-    /// How long to wait for a step whose answer is expected after `expected_s`:
-    /// three times the 99th percentile of this worker's own history.
-    pub fn patience(&self, expected_s: f64) -> Duration {
+    /// How long to wait for a step whose answer is expected after so many seconds of computing
+    /// and hop, and so many of bytes over the link: three times the 99th percentile of this
+    /// worker's own history. Bytes at [`crate::links::LINK_FLOOR_BYTES_PER_S`] have their time whatever that
+    /// history is.
+    pub fn patience(&self, computing_s: f64, wire_s: f64) -> Duration {
+        let (measured_s, assumed_s) = match self.wire_s_per_byte {
+            Some(_) => (wire_s, 0.0),
+            None => (0.0, wire_s),
+        };
         let p99 = self.ratio_p99().unwrap_or(4.0);
-        let seconds = expected_s.max(RATIO_FLOOR_S) * 3.0 * p99.max(1.0);
-        Duration::from_secs_f64(seconds.min(STEP_TIMEOUT_MAX.as_secs_f64())).max(STEP_TIMEOUT_MIN)
+        let seconds = (computing_s + measured_s).max(RATIO_FLOOR_S) * 3.0 * p99.max(1.0);
+        let least = STEP_TIMEOUT_MIN.as_secs_f64();
+        let seconds = seconds.max(least) + assumed_s;
+        Duration::from_secs_f64(seconds).min(STEP_TIMEOUT_MAX)
     }
 
     /// Whether it has become much slower than it usually is.
@@ -313,21 +317,6 @@ impl Worker {
         (n > 0).then(|| largest[usize::from(n * 99 / 100 + 1 < n)])
     }
 
-    /// Learns what a link takes for a step, and for a byte, from one that was under way alone
-    /// for `hop_s` beside its computing.
-    pub(crate) fn learn_link(&mut self, bytes: usize, hop_s: f64) {
-        let average = |known: &mut Option<f64>, new: f64| {
-            let old = known.unwrap_or(new);
-            *known = Some(old + EWMA * (new - old));
-        };
-        if bytes < SMALL_BYTES {
-            average(&mut self.small_hop_s, hop_s);
-        } else if bytes >= LARGE_BYTES {
-            let beyond = (hop_s - self.small_hop_s.unwrap_or(0.0)).max(0.0);
-            average(&mut self.wire_s_per_byte, beyond / bytes as f64);
-        }
-    }
-
     /// Learns from an answered step, whose answer's payload had `answer_bytes`.
     pub fn learn(
         &mut self,
@@ -348,7 +337,6 @@ impl Worker {
         // A worker's own word about its computing is taken only as far as the clock bears it out.
         let compute = (f64::from(compute_us) * 1e-6).min(took);
         if step.alone && self.spec.kind != WorkerKind::Embedded {
-            self.hop_s += EWMA * (took - compute - self.hop_s);
             self.learn_link(step.payload_bytes + answer_bytes, took - compute);
         }
         if work_bytes == 0 || compute == 0.0 {

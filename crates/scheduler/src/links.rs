@@ -1,4 +1,5 @@
-//! What a session's boundaries are sent in, and how many bytes went over the links.
+//! What a session's boundaries are sent in, what a link takes for them, and how many bytes went
+//! over the links.
 //!
 //! A *link* is a worker's connection; the embedded worker has none. Each boundary of a session
 //! has one dtype from its first row to its last: the coarser one of the two links that it
@@ -10,6 +11,12 @@
 //!
 //! A worker that does not speak a boundary's dtype is sent f32, and its answers are rounded
 //! here, to the same bytes: rounding depends on nothing but the row.
+//!
+//! A link takes a *hop* for any step, and so much more for each byte of it and of its answer.
+//! Both are learned from steps that were under way alone. Steps are kept as short as
+//! [`STEP_WIRE_S`] on the link, so that a decode waits little behind a prompt; until the time of
+//! a byte is known they have [`PROBE_BYTES`] at most, and count as being on the worst link that
+//! is served.
 
 use std::collections::BTreeMap;
 
@@ -17,7 +24,8 @@ use bytes::Bytes;
 use protocol::{Dtype, Span, WorkerId, WorkerKind, boundary};
 
 use crate::Scheduler;
-use crate::fleet::{StepInFlight, Worker};
+use crate::event::ModelSpec;
+use crate::fleet::{EWMA, StepInFlight, Worker};
 use crate::session::{Session, Stage};
 
 /// With [`Boundaries::Auto`], a link is slow, and rounded to f16, where a row's boundaries
@@ -28,6 +36,20 @@ const SLOW_F16: f64 = 0.25;
 const SLOW_INT8: f64 = 1.0;
 /// Rows of a step at whose rate computing is compared: a link's rate matters for prompts.
 const PREFILL_ROWS: u32 = 64;
+
+/// The slowest link that is served: what one counts as that is not measured, bytes a second.
+pub(crate) const LINK_FLOOR_BYTES_PER_S: f64 = 32.0 * 1024.0;
+/// What a step and its answer may take on the link, seconds.
+const STEP_WIRE_S: f64 = 1.0;
+/// Steps of so many bytes, there and back, tell what a link takes for a byte, and smaller ones
+/// what it takes for any step.
+const LARGE_BYTES: usize = 64 << 10;
+/// So do those that are known to take so long, seconds: on the slowest links none are larger.
+const LARGE_S: f64 = 0.1;
+/// Bytes of a step and its answer on a link that is not measured: enough to measure it.
+const PROBE_BYTES: usize = 2 * LARGE_BYTES;
+/// Rows that a step may have on any link: a decode, and a row of a prompt that gets on.
+const WIRE_ROWS_MIN: u32 = 2;
 
 /// What links may carry.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -63,6 +85,51 @@ impl Worker {
     /// What goes over its link for a boundary in `dtype`.
     pub(crate) fn on_wire(&self, dtype: Dtype) -> Dtype {
         if self.speaks(dtype) { dtype } else { Dtype::F32 }
+    }
+
+    /// Seconds that bytes take on its link, there and back.
+    pub(crate) fn wire_s(&self, bytes: usize) -> f64 {
+        if self.spec.kind == WorkerKind::Embedded {
+            return 0.0;
+        }
+        bytes as f64 * self.wire_s_per_byte.unwrap_or(1.0 / LINK_FLOOR_BYTES_PER_S)
+    }
+
+    /// Rows that a step may have for its link's sake, of `row_bytes` there and back.
+    pub(crate) fn wire_rows_max(&self, row_bytes: usize) -> u32 {
+        if self.spec.kind == WorkerKind::Embedded {
+            return u32::MAX;
+        }
+        let bytes = match self.wire_s_per_byte {
+            Some(s_per_byte) => STEP_WIRE_S / s_per_byte,
+            None => PROBE_BYTES as f64,
+        };
+        // A link without an end is as good as one that takes no time.
+        ((bytes / row_bytes.max(1) as f64) as u32).max(WIRE_ROWS_MIN)
+    }
+
+    /// Seconds that a decode through a span is under way, beside its computing: the hop and, as
+    /// far as the link is known, the row's bytes there and back in f32.
+    pub(crate) fn row_hop_s(&self, spec: &ModelSpec, span: Span) -> f64 {
+        let end = spec.parts.len() as u32;
+        let row = Dtype::F32.row_bytes(spec.d_model as usize);
+        let input = if span.first == 0 { Dtype::U32.row_bytes(1) } else { row };
+        let logits = Dtype::F32.row_bytes(spec.vocab as usize);
+        let output = if span.end == end { logits } else { row };
+        self.hop_s + self.wire_s_per_byte.unwrap_or(0.0) * (input + output) as f64
+    }
+
+    /// Learns what a link takes for a step, and for a byte, from one that was under way alone
+    /// for `hop_s` beside its computing.
+    pub(crate) fn learn_link(&mut self, bytes: usize, hop_s: f64) {
+        let known_s = self.wire_s_per_byte.unwrap_or(0.0) * bytes as f64;
+        if bytes >= LARGE_BYTES || known_s >= LARGE_S {
+            let new = (hop_s - self.hop_s).max(0.0) / bytes as f64;
+            let old = self.wire_s_per_byte.unwrap_or(new);
+            self.wire_s_per_byte = Some(old + EWMA * (new - old));
+        } else {
+            self.hop_s += EWMA * ((hop_s - known_s).max(0.0) - self.hop_s);
+        }
     }
 
     /// What its link is to carry, where a row of `width` values takes `row_s` to compute.
@@ -205,9 +272,9 @@ mod tests {
         })
     }
 
-    /// What a link of that latency and rate is to carry, after a decode and a prompt.
+    /// What a link of that latency and rate is to carry, after some decodes and a prompt.
     fn measured(mut worker: Worker, latency_s: f64, bytes_per_s: f64) -> Dtype {
-        for bytes in [4608usize, 1 << 20] {
+        for bytes in [4608usize; 30].into_iter().chain([1 << 20]) {
             worker.learn_link(bytes, latency_s + bytes as f64 / bytes_per_s);
         }
         worker.link(Boundaries::Auto, WIDTH, ROW_S)

@@ -117,10 +117,11 @@ impl Scheduler {
     fn wait_of(&self, worker: WorkerId, session: &Session) -> Option<Wait> {
         let w = &self.workers[&worker];
         let last = w.in_flight.values().next_back()?;
-        if w.hop_s < HOP_SHARE * last.predicted_s && self.route_of(session, 1).workers == 1 {
+        let way_s = w.hop_s + last.wire_s;
+        if way_s < HOP_SHARE * last.predicted_s && self.route_of(session, 1).workers == 1 {
             return Some(Wait::Answer);
         }
-        let left = (last.expected_s - w.hop_s - EARLY_S).max(0.0);
+        let left = (last.expected_s - way_s - EARLY_S).max(0.0);
         let at = last.sent_at.plus(Duration::from_secs_f64(left));
         (at > self.now).then_some(Wait::Until(at))
     }

@@ -91,8 +91,9 @@ impl Scheduler {
         Some((target, rows))
     }
 
-    /// Rows that a step through `span` may have if it is not to take too long.
-    fn rows_max(&self, worker: WorkerId, model: usize, span: Span) -> u32 {
+    /// Rows that a step through `span` may have if it is not to take too long, of `row_bytes`
+    /// over the link.
+    fn rows_max(&self, worker: WorkerId, model: usize, span: Span, row_bytes: usize) -> u32 {
         let budget =
             if self.index.routed > 1 { self.config.step_busy } else { self.config.step_alone };
         let spec = &self.models[model].spec;
@@ -102,6 +103,7 @@ impl Scheduler {
         // Both sides of the wire must be able to take it.
         let wire = (PAYLOAD_BYTES_MAX / (spec.d_model as usize * 4)) as u32;
         let rows = (rows as u32).max(CHUNK_ROWS_MIN).min(wire);
+        let rows = rows.min(self.workers[&worker].wire_rows_max(row_bytes));
         rows.min(self.config.step_rows_max).min(protocol::ROWS_MAX)
     }
 
@@ -114,11 +116,16 @@ impl Scheduler {
         let parts = self.models[model].spec.parts.len() as u32;
         let logits_bytes = self.models[model].spec.vocab as usize * 4;
         let logits_max = (PAYLOAD_BYTES_MAX / logits_bytes.max(1)).max(1);
-        let mut rows_left = self.rows_max(worker, model, span);
+        let input_bytes = if span.first == 0 { 4 } else { wire[0].row_bytes(width) };
+        let output_bytes = if span.end == parts { 0 } else { wire[1].row_bytes(width) };
+        let mut rows_left = self.rows_max(worker, model, span, input_bytes + output_bytes);
         let step = self.next_step;
         // However many decode, a prompt or a replay that waits gets on.
         let long = waiting.iter().any(|w| w.to - w.from > 1);
-        let mut decodes_left = if long { rows_left - CHUNK_ROWS_MIN / 2 } else { rows_left };
+        let mut decodes_left = match long {
+            true => rows_left - (rows_left / 2).min(CHUNK_ROWS_MIN / 2),
+            false => rows_left,
+        };
         let mut segments = Vec::new();
         let mut payload: Vec<Bytes> = Vec::new();
         for wait in waiting {
@@ -159,11 +166,15 @@ impl Scheduler {
             return;
         }
         self.next_step += 1;
-        let rows = segments.iter().map(|s| s.rows).sum();
+        let rows: u32 = segments.iter().map(|s| s.rows).sum();
+        let logits: u32 = segments.iter().map(|s| s.logits_rows).sum();
         let work = self.models[model].work_bytes(span);
         let w = self.workers.get_mut(&worker).expect("it has a credit");
         let predicted_s = w.compute_s(work, rows);
         let payload = join(payload);
+        let answer_bytes = rows as usize * output_bytes + logits as usize * logits_bytes;
+        let wire_s = w.wire_s(payload.len() + answer_bytes);
+        let [ahead_s, ahead_wire_s] = w.with_those_ahead(predicted_s, wire_s);
         let in_flight = StepInFlight {
             assignment,
             span,
@@ -172,9 +183,10 @@ impl Scheduler {
             logged: dtypes[1],
             payload_bytes: payload.len(),
             sent_at: self.now,
-            deadline: self.now.plus(w.patience(w.expected_s(predicted_s))),
+            deadline: self.now.plus(w.patience(ahead_s + w.hop_s, ahead_wire_s)),
             predicted_s,
-            expected_s: w.expected_s(predicted_s),
+            wire_s,
+            expected_s: ahead_s + w.hop_s + ahead_wire_s,
             alone: w.in_flight.is_empty(),
         };
         w.in_flight.insert(step, in_flight);

@@ -182,7 +182,8 @@ impl Scheduler {
             holder,
             span,
             s_per_byte: worker.token_s(bytes, others) / bytes as f64 * penalty * dearer,
-            hop_s: worker.hop_s / worker.survival() * dearer,
+            hop_s: worker.row_hop_s(&self.models[wanted.model].spec, span) / worker.survival()
+                * dearer,
             whole: worker.held[&holder.1].rank.is_some(),
         }
     }

@@ -55,7 +55,8 @@ impl WorkerEntry {
             let parts = f64::from(held.span.end - held.span.first);
             let layers = layer_count(&model.spec, held.span);
             let work = (model.work_bytes(held.span) as f64 / parts) as u64;
-            let part_s = worker.token_s(work, load) + worker.hop_s / worker.survival() / parts;
+            let part_s = worker.token_s(work, load)
+                + worker.row_hop_s(&model.spec, held.span) / worker.survival() / parts;
             let rate =
                 worker.survival() / (worker.stage_s_per_byte()[0] * f64::from(layers.max(1)));
             Shard {

@@ -40,6 +40,8 @@ pub struct Bench {
     pub groups: BTreeMap<AssignmentId, Vec<WorkerId>>,
     /// Whether shards are ready as soon as they are assigned.
     pub loads: bool,
+    /// D and V of the model.
+    pub widths: [u32; 2],
 }
 
 pub fn model() -> ModelSpec {
@@ -82,6 +84,7 @@ impl Bench {
             verified: Vec::new(),
             groups: BTreeMap::new(),
             loads: true,
+            widths: [model.d_model, model.vocab],
         };
         bench.tell(Event::AddModel(model));
         bench
@@ -109,7 +112,7 @@ impl Bench {
                     self.started.insert(request, (sessions, cached_tokens));
                 }
                 Action::Sample { session, position, logits } => {
-                    assert_eq!(logits.len(), VOCAB as usize * 4);
+                    assert_eq!(logits.len(), self.widths[1] as usize * 4);
                     self.samples.push((session, position));
                 }
                 Action::Refused { request, error } => drop(self.refused.insert(request, error)),
@@ -177,20 +180,26 @@ impl Bench {
     }
 
     pub fn answer_step(&mut self, worker: WorkerId, step: &Frame, spoil: impl Fn(&mut Frame)) {
+        let mut frame = self.answer_to(step);
+        spoil(&mut frame);
+        self.now += 1500;
+        self.tell(Event::Result { worker, frame });
+    }
+
+    /// Zeros of the right shape.
+    pub fn answer_to(&self, step: &Frame) -> Frame {
         let head = step.span.end == LAYERS + 2;
         let rows: u32 =
             step.segments.iter().map(|s| if head { s.logits_rows } else { s.rows }).sum();
-        let (width, dtype) = if head { (VOCAB, Dtype::F32) } else { (D_MODEL, step.answer) };
-        let mut frame = Frame {
+        let [d_model, vocab] = self.widths;
+        let (width, dtype) = if head { (vocab, Dtype::F32) } else { (d_model, step.answer) };
+        Frame {
             kind: FrameKind::Result,
             compute_us: 1000,
             dtype,
             payload: Bytes::from(vec![0; rows as usize * dtype.row_bytes(width as usize)]),
             ..step.clone()
-        };
-        spoil(&mut frame);
-        self.now += 1500;
-        self.tell(Event::Result { worker, frame });
+        }
     }
 
     pub fn answer_all(&mut self) {

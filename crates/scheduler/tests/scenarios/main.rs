@@ -6,6 +6,7 @@ mod blame;
 mod boundaries;
 mod groups;
 mod large;
+mod links;
 mod pace;
 mod tabs;
 mod wish;
