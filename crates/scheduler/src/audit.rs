@@ -13,6 +13,8 @@
 mod draws;
 mod index;
 mod replayers;
+mod results;
+mod room;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
@@ -21,15 +23,13 @@ use std::time::Duration;
 use bytes::Bytes;
 use protocol::{AssignmentId, Dtype, SessionId, Span, WorkerId};
 
-use crate::event::{Note, RequestId, Time};
-use crate::fleet::pages_for;
+use crate::event::{RequestId, Time};
 use crate::known::Known;
 use crate::log::Boundary;
 use crate::session::{Phase, Session, Stage};
 use crate::tracked::Tracked;
-use crate::verdict::{Comparison, Finding, Verdict, digest, judge};
+use crate::verdict::{Comparison, Finding};
 use crate::{Config, Scheduler};
-use draws::next_draw;
 use index::AuditIndex;
 
 /// An audit that finds nobody to replay it asks again after this.
@@ -341,299 +341,6 @@ impl Scheduler {
         self.sessions.insert(session, replay);
     }
 
-    /// Pages for a replay that logits wait for: cached sessions give theirs up, then younger
-    /// replays, then the youngest in flight. The oldest session always gets on. Where all of
-    /// those together are too little nobody gives up anything, which would be for nothing.
-    fn make_room(
-        &mut self,
-        of: SessionId,
-        replay: SessionId,
-        stages: &[Stage],
-        positions: u32,
-    ) -> bool {
-        if self.reserve(replay, stages, positions).is_ok() {
-            return true;
-        }
-        let Some(holder) = stages[0].holder else { return false };
-        let younger = |s: &Session| s.is_live() && s.id > of;
-        if !self.could_free(replay, &[holder], positions, younger) {
-            return false;
-        }
-        while !self.reserve_or_evict(replay, stages, positions) {
-            self.settle();
-            let near = self.sessions_with(holder.0).into_iter().map(|id| &self.sessions[&id]);
-            let there =
-                |s: &&Session| s.stages.iter().any(|t| t.layers && t.holder == Some(holder));
-            let sharing = near.filter(|s| younger(s)).filter(there);
-            let Some(youngest) = sharing.map(|s| s.id).max() else { return false };
-            self.preempt(youngest);
-        }
-        true
-    }
-
-    /// Whether each of `shards` would have pages for a session if everything gave its pages up
-    /// that does: cached sessions, replays that make way for it, and what `others` says.
-    pub(crate) fn could_free(
-        &self,
-        id: SessionId,
-        shards: &[(WorkerId, AssignmentId)],
-        positions: u32,
-        others: impl Fn(&Session) -> bool,
-    ) -> bool {
-        shards.iter().all(|(worker, assignment)| {
-            let shard = self.workers.get(worker).and_then(|w| w.held.get(assignment));
-            shard.is_none_or(|shard| {
-                let gives = |other: &SessionId| {
-                    let session = self.sessions.get(other);
-                    let audit = self.audits.replays.get(other);
-                    *other == id
-                        || session.is_some_and(|s| s.is_cached() || others(s))
-                        || audit.is_some_and(|audit| self.gives_way(*audit, id))
-                };
-                let kept = shard.pages.iter().filter(|(other, _)| !gives(other));
-                let kept: u32 = kept.map(|(_, pages)| *pages).sum();
-                shard.kv_pages.saturating_sub(kept) >= pages_for(positions)
-            })
-        })
-    }
-
-    /// Whether an audit's replay gives its pages up for a session: a sampled one, or one that
-    /// a younger session waits for. Nothing older than what the session is or replays for
-    /// gives way to it, but for what has nothing to do.
-    fn gives_way(&self, audit: u64, session: SessionId) -> bool {
-        let me = self.audits.replays.get(&session).copied();
-        let age = me.map_or(session, |id| self.audits.open[&id].of);
-        let a = &self.audits.open[&audit];
-        let rests = a.of == age && Some(audit) != me && a.agreed == a.end();
-        !a.follows || a.of > age || rests
-    }
-
-    /// Stops a replay on one of `shards` that gives way to `session`, so that it finds room
-    /// there: a sampled one, or the one that the youngest session waits for.
-    pub(crate) fn evict_replay(
-        &mut self,
-        session: SessionId,
-        shards: &[(WorkerId, AssignmentId)],
-    ) -> bool {
-        let held = shards.iter().filter_map(|(worker, assignment)| {
-            self.workers.get(worker).and_then(|w| w.held.get(assignment))
-        });
-        let there = held.flat_map(|shard| shard.pages.keys());
-        let found = there
-            .filter_map(|replay| self.audits.replays.get(replay).copied())
-            .filter(|id| self.gives_way(*id, session))
-            .max_by_key(|id| (!self.audits.open[id].follows, self.audits.open[id].of, *id));
-        if let Some(id) = found {
-            self.stop_replay(id);
-            let next_try = self.now.plus(RETRY);
-            self.audits.open.get_mut(&id).expect("it was found").next_try = next_try;
-        }
-        found.is_some()
-    }
-
-    /// A replay gave rows from `position` on.
-    pub(crate) fn replay_answered(&mut self, session: SessionId, position: u32, rows: &Bytes) {
-        let Some(&id) = self.audits.replays.get(&session) else { return };
-        let Some(audit) = self.audits.open.get_mut(&id) else { return };
-        let width = self.models[audit.model].spec.d_model as usize;
-        let dtype = audit.dtypes.get(&audit.span.end).copied().unwrap_or(Dtype::F32);
-        let row_bytes = dtype.row_bytes(width);
-        let answered = position + (rows.len() / row_bytes) as u32;
-        let Some(replay) = audit.replay.as_mut() else { return };
-        let (from, to) = (replay.compared.max(position), answered.min(audit.expected.end()));
-        if from < to {
-            let offset = |p: u32| (p - position) as usize * row_bytes;
-            let got = &rows[offset(from)..offset(to)];
-            let expected = audit.expected.rows(from, to).expect("they are kept");
-            let differs = replay.how.first_difference(&expected, got, dtype, width);
-            let secret = self.config.audits.secret;
-            replay.differs = differs.filter(|_| !self.config.sabotage.skip_comparison).map(|row| {
-                let at = row as usize * row_bytes;
-                (from + row, digest(secret, &got[at..at + row_bytes]))
-            });
-            replay.compared = to;
-        }
-        if replay.differs.is_some() || replay.compared >= audit.expected.end() {
-            self.replay_done(id);
-        }
-    }
-
-    /// A replay says that a value overflows where the audited worker saw none. Answers
-    /// whether the session is a replay.
-    pub(crate) fn replay_overflowed(&mut self, session: SessionId, position: u32) -> bool {
-        let Some(&id) = self.audits.replays.get(&session) else { return false };
-        let replay = self.audits.open.get_mut(&id).and_then(|a| a.replay.as_mut());
-        if let Some(replay) = replay {
-            let secret = self.config.audits.secret;
-            replay.differs = Some((position.max(replay.compared), digest(secret, b"overflow")));
-            self.replay_done(id);
-        }
-        true
-    }
-
-    /// A replay is over: what do the audit's replays say together?
-    fn replay_done(&mut self, id: u64) {
-        let audit = self.audits.open.get_mut(&id).expect("it was found");
-        let replay = audit.replay.as_ref().expect("it was found");
-        let Replay { trusted, how, differs, .. } = *replay;
-        audit.findings.push(Finding { key: replay.key.clone(), trusted, differs });
-        let verdict = judge(&audit.findings, how == Comparison::Bits);
-        if let Some((position, _)) = differs {
-            let (session, key) = (audit.of, audit.key.to_string());
-            let by = replay.key.to_string();
-            self.note(Note::Disagreed { key, by, session, position });
-        }
-        match verdict {
-            // It goes on with the rows to come.
-            Verdict::Right if self.audits.open[&id].follows && differs.is_none() => {
-                self.verified(id);
-            }
-            Verdict::Right => {
-                self.stop_replay(id);
-                self.verified(id);
-                if !self.audits.open.get(&id).is_some_and(|a| a.follows) {
-                    self.close_audit(id);
-                }
-            }
-            Verdict::More => {
-                self.stop_replay(id);
-                // At once: until this is settled, a liar lies on.
-                self.audits.open.get_mut(&id).expect("it was found").next_try = self.now;
-            }
-            Verdict::Unclear => {
-                let (of, follows) = (self.audits.open[&id].of, self.audits.open[&id].follows);
-                self.close_audit(id);
-                if follows {
-                    self.start_over(of);
-                }
-            }
-            Verdict::Wrong { position } => self.found_wrong(id, position, how),
-        }
-    }
-
-    /// An audit agreed: its rows are verified, which is good for the key's standing.
-    fn verified(&mut self, id: u64) {
-        let audit = self.audits.open.get_mut(&id).expect("it was found");
-        let (of, to, follows) = (audit.of, audit.end(), audit.follows);
-        let (key, span, from) = (audit.key.clone(), audit.span, audit.expected.start());
-        let number = audit.number;
-        audit.agreed = to;
-        audit.findings.clear();
-        audit.attempts = 0;
-        audit.expected.forget_before(to);
-        let at = self.sessions.get_mut(&of).and_then(|s| {
-            let at = s.entry(number)?;
-            s.authored[at].verified = s.authored[at].verified.max(to);
-            Some(at)
-        });
-        match at {
-            Some(at) => {
-                // One that follows agrees as often as a sampled one would be drawn.
-                let e = &mut self.sessions.get_mut(&of).expect("it was found").authored[at];
-                let due = !follows || e.verified >= e.next_draw;
-                if follows && due {
-                    e.next_draw = next_draw(e.verified, e.next_draw);
-                }
-                if due {
-                    self.credit(of, at, &key, span, true);
-                }
-            }
-            // The session is over, or goes another way.
-            None => {
-                let audit = &self.audits.open[&id];
-                let (model, rows) = (audit.model, to.saturating_sub(from.max(audit.counted)));
-                // What goes another way is counted there.
-                let rows = if self.sessions.contains_key(&of) { 0 } else { rows };
-                self.count_verified(&key, model, span, rows, !follows);
-                self.counted(of, number, to);
-            }
-        }
-        self.give_withheld(of);
-    }
-
-    /// Counts what was verified of a stage since it was counted last.
-    fn credit(&mut self, of: SessionId, at: usize, key: &str, span: Span, agreed: bool) {
-        let session = self.sessions.get_mut(&of).expect("it was found");
-        let (model, entry) = (session.model, &mut session.authored[at]);
-        let rows = entry.verified.saturating_sub(entry.credited);
-        entry.credited = entry.credited.max(entry.verified);
-        let (number, to) = (entry.number, entry.credited);
-        self.counted(of, number, to);
-        if rows > 0 || agreed {
-            self.count_verified(key, model, span, rows, agreed);
-        }
-    }
-
-    /// Rows before `to` were counted: other audits of them count no more than what follows.
-    fn counted(&mut self, of: SessionId, number: u64, to: u32) {
-        for id in self.audits.of_session(of) {
-            let audit = &self.audits.open[&id];
-            if audit.number == number && audit.counted < to {
-                self.audits.open.get_mut(&id).expect("it was found").counted = to;
-            }
-        }
-    }
-
-    /// A worker's rows are wrong from `position` on.
-    fn found_wrong(&mut self, id: u64, position: u32, how: Comparison) {
-        let audit = &self.audits.open[&id];
-        let (of, number, key) = (audit.of, audit.number, audit.key.clone());
-        let (worker, span) = (audit.worker, audit.span);
-        self.close_audit(id);
-        // What is right before it counts as verified: the session keeps it.
-        let session = self.sessions.get_mut(&of);
-        let same = session.is_some_and(|s| {
-            let at = s.entry(number);
-            if let Some(at) = at {
-                s.authored[at].verified = s.authored[at].verified.max(position);
-            }
-            at.is_some()
-        });
-        let out = self.count_disagreement(&key);
-        match how {
-            Comparison::Bits => self.ban(&key, "its answers differ from those of two replays"),
-            Comparison::Within(_) if out => {
-                self.ban(&key, "its answers were outside their class's band once too often");
-            }
-            // A finished one is not kept for what rests on them.
-            Comparison::Within(_) if same && !self.sessions[&of].is_live() => self.release(of),
-            // The session goes on with somebody else, if there is anyone.
-            Comparison::Within(_) if same => {
-                self.redo(of, &key);
-                self.leave_stage(of, worker, span);
-            }
-            Comparison::Within(_) => {}
-        }
-    }
-
-    /// Closes what is under way about a key that is out, and has everything that rests on
-    /// rows of it that nobody verified computed again.
-    pub(crate) fn forget_work(&mut self, key: &str) {
-        let open = self.audits.open.iter();
-        let moot: Vec<u64> = open.filter(|(_, a)| *a.key == *key).map(|(id, _)| *id).collect();
-        moot.into_iter().for_each(|id| self.close_audit(id));
-        let rests = |s: &&Session| s.authored.iter().any(|e| *e.key == *key && e.verified < e.to);
-        let resting: Vec<SessionId> = self.sessions.values().filter(rests).map(|s| s.id).collect();
-        for id in resting {
-            match self.sessions[&id].is_live() {
-                true => self.redo(id, key),
-                false => self.release(id),
-            }
-        }
-    }
-
-    /// Throws away what rests on rows of `key` that are not verified, behind a new fence.
-    fn redo(&mut self, id: SessionId, key: &str) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        let wrong = session.authored.iter().filter(|e| *e.key == *key && e.verified < e.to);
-        let wrong: Vec<(u32, u32)> = wrong.map(|e| (e.span.end, e.verified)).collect();
-        for (part, position) in wrong {
-            session.roll_back(part, position);
-        }
-        session.fence();
-        session.rewind();
-    }
-
     /// Logits are there and wait for the rows behind them: each of those has an audit.
     pub(crate) fn withhold(&mut self, id: SessionId, position: u32, logits: Bytes) {
         let session = self.sessions.get_mut(&id).expect("it was found");
@@ -650,21 +357,6 @@ impl Scheduler {
                 return;
             }
         }
-    }
-
-    /// Takes one stage of a session from its worker.
-    fn leave_stage(&mut self, id: SessionId, worker: WorkerId, span: Span) {
-        let Some(session) = self.sessions.get_mut(&id) else { return };
-        let its = |s: &&mut Stage| s.span == span && s.holder.is_some_and(|h| h.0 == worker);
-        let mut left = Vec::new();
-        for stage in session.stages.iter_mut().filter(its) {
-            left.push(stage.clone());
-            stage.holder = None;
-            (stage.done, stage.sent) = (0, 0);
-        }
-        session.fence();
-        let epoch = session.epoch;
-        self.forget_stages(id, epoch, left);
     }
 
     /// Logits that waited for the rows behind them go out, if those are verified.
