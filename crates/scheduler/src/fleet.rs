@@ -291,7 +291,8 @@ impl Worker {
 
     /// Whether it has become much slower than it usually is.
     pub fn is_slowed(&self) -> bool {
-        self.usual_s_per_byte.is_some_and(|usual| self.s_per_byte[0] > SLOWED * usual[0])
+        let is_slow = |(now, usual): (&f64, &f64)| *now > SLOWED * *usual;
+        self.usual_s_per_byte.is_some_and(|usual| self.s_per_byte.iter().zip(&usual).any(is_slow))
     }
 
     /// Believes it halfway back to its usual speed.
@@ -369,6 +370,24 @@ impl Worker {
         for (usual, now) in usual.iter_mut().zip(self.s_per_byte) {
             let weight = if now > *usual { USUAL_EWMA } else { EWMA };
             *usual += weight * (now - *usual);
+        }
+        let usual = *usual;
+        match rows {
+            1 => self.slow_alike(0, usual),
+            8.. => self.slow_alike(1, usual),
+            _ => {}
+        }
+    }
+
+    /// What slows a machine down does so at one row and at many: what steps of one kind have
+    /// told is believed of the other, until steps of that kind tell better.
+    fn slow_alike(&mut self, told: usize, usual: [f64; 2]) {
+        let by = self.s_per_byte[told] / usual[told];
+        let (other, usual) = (&mut self.s_per_byte[1 - told], usual[1 - told]);
+        if by > SLOWED && usual * by > *other {
+            *other = usual * by;
+        } else if *other > SLOWED * usual {
+            *other += EWMA * (usual * by - *other);
         }
     }
 }

@@ -8,6 +8,7 @@ mod groups;
 mod large;
 mod links;
 mod pace;
+mod slowed;
 mod tabs;
 mod wish;
 
