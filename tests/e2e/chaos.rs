@@ -161,7 +161,7 @@ fn median(sorted: &[Duration]) -> Duration {
 }
 
 /// Sessions that were given a new stage, and the rows that were replayed for them.
-fn recoveries(coordinator: &Coordinator) -> (usize, u64) {
+pub fn recoveries(coordinator: &Coordinator) -> (usize, u64) {
     let log = coordinator.process.log();
     let rows: Vec<u64> = log
         .iter()

@@ -1,16 +1,18 @@
 //! Bad networks between workers and their coordinator: late, lossy, parted, slow. No token is
 //! lost, none changes, and nobody waits for another's socket.
 
+use std::sync::atomic::{AtomicBool, AtomicUsize, Ordering};
 use std::time::Duration;
 
-use serde_json::json;
-use tokio::task::JoinSet;
+use futures_util::future::join_all;
+use serde_json::{Value, json};
 use tokio::time::{Instant, sleep_until};
 
+use crate::chaos::recoveries;
 use crate::harness::link::{Conditions, Link};
-use crate::harness::mix::{ASKS, ask, expected};
+use crate::harness::mix::{ASKS, Ask, ask, expected};
 use crate::harness::watchdog::{Board, within};
-use crate::harness::{Coordinator, Fleet, Written, alone, machine, request, stream_of};
+use crate::harness::{Coordinator, Fleet, MODEL, Written, alone, machine, request, stream_of};
 use crate::split::mib_for;
 
 /// From one end to the other, as between two countries.
@@ -19,14 +21,16 @@ const JITTER: Duration = Duration::from_millis(5);
 /// Of each worker: any two of three hold the model.
 const LAYERS_EACH: u64 = 16;
 const WORKERS: usize = 3;
-/// Requests that are under way when the networks part.
+/// Each asks one request after the other.
 const CLIENTS: usize = 8;
-/// One that is over before anybody gives a worker up, and one that is not.
-const PARTED_FOR: [Duration; 2] = [Duration::from_secs(3), Duration::from_secs(11)];
-/// A second and a half for each step of a long prompt, in each direction.
-const SLOW_BYTES_PER_S: u64 = 400_000;
-/// Ten tokens each: a prompt of 1500.
+/// A partition that is over before anybody gives a worker up.
+const PARTED_FOR: Duration = Duration::from_secs(3);
+/// A row of a boundary, 2304 bytes, takes 23 ms in each direction.
+const SLOW_BYTES_PER_S: u64 = 100_000;
+/// Ten tokens each: a prompt of 1500, which is on its way for 34 s at least.
 const LONG_REPEATS: usize = 150;
+/// A prompt of 300: 7 s at least. It is more than fits into one step's time on such a link.
+const CROSSING_REPEATS: usize = 30;
 /// Requests that are answered meanwhile.
 const SHORT: usize = 2;
 /// All of a test's requests.
@@ -52,45 +56,60 @@ async fn all_hold(coordinator: &Coordinator) {
         .await;
 }
 
-/// Has several clients ask twice each, while two of the workers are parted from the coordinator,
-/// one after the other; each request must be answered as expected.
+/// The name of the worker behind the `index`th network.
+fn far(index: usize) -> String {
+    format!("far{index}")
+}
+
+/// Parts a worker that computes for a request, but not `but`. Answers which.
+async fn part_one(coordinator: &Coordinator, networks: &[impl Part], but: Option<usize>) -> usize {
+    let index = coordinator
+        .fleet_with("a worker computes for a request", |fleet| {
+            let begun = |(tokens, _): &(u64, Vec<String>)| *tokens > 0;
+            let mut busy = routes(fleet).into_iter().filter(begun).flat_map(|(_, names)| names);
+            busy.find_map(|name| (0..WORKERS).find(|i| far(*i) == name && Some(*i) != but))
+        })
+        .await;
+    networks[index].part(true);
+    index
+}
+
+/// Has several clients ask again and again, while two of the workers are parted from the
+/// coordinator, one after the other: the first for a short time, the second until it is given
+/// up. Each request must be answered as expected.
 async fn ask_through_partitions(coordinator: &Coordinator, networks: &[impl Part]) {
     let expected = expected().await;
-    let board = Board::default();
-    let mut clients = JoinSet::new();
-    for number in 0..CLIENTS {
-        let (api, board) = (coordinator.api.clone(), board.clone());
-        clients.spawn(async move {
-            for index in [number, number + CLIENTS] {
-                let ask = ask(index);
-                board.note(number, format!("request {index}: {} {}", ask.path, ask.body));
-                let (written, _) = ask.put(&api).await;
-                assert_eq!(written, expected[index % ASKS], "request {index}: {ask:?}");
-            }
-            board.done(number);
-        });
-    }
-    let answers = async {
-        while let Some(answered) = clients.join_next().await {
-            if let Err(error) = answered {
-                std::panic::resume_unwind(error.into_panic());
-            }
+    let (board, asked, over) = (Board::default(), AtomicUsize::new(0), AtomicBool::new(false));
+    let client = async |number: usize| {
+        while !over.load(Ordering::Relaxed) {
+            let index = asked.fetch_add(1, Ordering::Relaxed);
+            let ask = ask(index);
+            board.note(number, format!("request {index}: {} {}", ask.path, ask.body));
+            let (written, _) = ask.put(&coordinator.api).await;
+            assert_eq!(written, expected[index % ASKS], "request {index}: {ask:?}");
         }
+        board.done(number);
     };
     let partitions = async {
-        for (network, parted_for) in networks.iter().zip(PARTED_FOR) {
-            coordinator
-                .fleet_with("sessions are under way", |fleet| {
-                    fleet.sessions().iter().any(|s| s["tokens"].as_u64() > Some(0)).then_some(())
-                })
-                .await;
-            network.part(true);
-            sleep_until(Instant::now() + parted_for).await;
-            network.part(false);
-        }
+        let first = part_one(coordinator, networks, None).await;
+        sleep_until(Instant::now() + PARTED_FOR).await;
+        networks[first].part(false);
+
+        let second = part_one(coordinator, networks, Some(first)).await;
+        let (replays_before, _) = recoveries(coordinator);
+        coordinator
+            .fleet_with("the parted worker is given up", |fleet| {
+                fleet.workers().iter().all(|w| w["name"] != far(second).as_str()).then_some(())
+            })
+            .await;
+        networks[second].part(false);
+        over.store(true, Ordering::Relaxed);
+        replays_before
     };
-    let both = async { tokio::join!(answers, partitions) };
-    within(ANSWERED_WITHIN, coordinator, &board, both).await;
+    let all = async { tokio::join!(partitions, join_all((0..CLIENTS).map(client))).0 };
+    let replays_before = within(ANSWERED_WITHIN, coordinator, &board, all).await;
+    let (replays, _) = recoveries(coordinator);
+    assert!(replays > replays_before, "the lost worker had stages of sessions, which went on");
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
@@ -101,7 +120,7 @@ async fn over_late_and_lossy_links_that_part_and_break_every_request_gets_its_to
     let (mut links, mut workers) = (Vec::new(), Vec::new());
     for index in 0..WORKERS {
         let link = Link::start(&coordinator.address, index as u64).await;
-        let (name, memory) = (format!("far{index}"), mib_for(LAYERS_EACH));
+        let (name, memory) = (far(index), mib_for(LAYERS_EACH));
         workers.push(coordinator.worker_through(&link.address, &name, memory, &[]));
         links.push(link);
     }
@@ -123,46 +142,62 @@ async fn over_late_and_lossy_links_that_part_and_break_every_request_gets_its_to
     assert_eq!(written, alone().await[1]);
 }
 
-/// The names of the workers that hold layers of each session, the oldest session first.
-fn routes(fleet: &Fleet) -> Vec<Vec<String>> {
-    let name = |id: &serde_json::Value| {
+/// Of each session, the oldest first: how many tokens it has, and the names of the workers that
+/// compute its layers.
+fn routes(fleet: &Fleet) -> Vec<(u64, Vec<String>)> {
+    let name = |id: &Value| {
         let worker = fleet.workers().iter().find(|worker| worker["id"] == *id);
         worker.and_then(|worker| worker["name"].as_str()).unwrap_or_default().to_owned()
     };
     let mut sessions: Vec<_> = fleet.sessions().iter().collect();
     sessions.sort_by_key(|session| session["id"].as_u64());
-    let layered = |session: &serde_json::Value| {
+    let route = |session: &Value| {
         let stages = session["route"].as_array().cloned().unwrap_or_default();
         let layered = stages.iter().filter(|stage| stage["first_layer"].is_u64());
-        layered.map(|stage| name(&stage["worker"])).collect()
+        let names = layered.map(|stage| name(&stage["worker"])).collect();
+        (session["tokens"].as_u64().expect("a number"), names)
     };
-    sessions.into_iter().map(layered).collect()
+    sessions.into_iter().map(route).collect()
+}
+
+/// Asks for one token after a prompt of ten times as many tokens.
+fn counting(repeats: usize) -> Ask {
+    let body = json!({
+        "model": MODEL,
+        "prompt": "one two three four five six seven eight nine ten ".repeat(repeats),
+        "max_tokens": 1,
+        "temperature": 0,
+        "logprobs": 3,
+    });
+    Ask { path: "/v1/completions", body, streamed: true }
+}
+
+/// A coordinator, and the way to it that becomes slow with [`become_slow`].
+async fn slow_link(test: &str) -> (Coordinator, Link) {
+    let coordinator = Coordinator::start(test, &["--embedded", "ends"]).await;
+    let link = Link::start(&coordinator.address, 11).await;
+    (coordinator, link)
+}
+
+fn become_slow(link: &Link) {
+    link.set(Conditions { bytes_per_s: Some(SLOW_BYTES_PER_S), ..Conditions::default() });
 }
 
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn a_prompt_on_its_way_over_a_slow_socket_holds_nobody_up() {
     let _machine = machine().await;
     expected().await;
-    let coordinator = Coordinator::start("slow", &["--embedded", "ends"]).await;
-    let link = Link::start(&coordinator.address, 11).await;
+    let (coordinator, link) = slow_link("slow").await;
     // Only this one has KV pages for the long prompt.
     let _slow = coordinator.worker_through(&link.address, "slow", 2 * mib_for(30), &[]);
     let _fast = coordinator.worker("fast", mib_for(30));
     coordinator.ready_over(2).await;
-    link.set(Conditions { bytes_per_s: Some(SLOW_BYTES_PER_S), ..Conditions::default() });
-    let long = json!({
-        "model": crate::harness::MODEL,
-        "prompt": "one two three four five six seven eight nine ten ".repeat(LONG_REPEATS),
-        "max_tokens": 1,
-        "stream": true,
-    });
-    let api = coordinator.api.clone();
-    let mut long = tokio::spawn(async move {
-        let mut events = api.stream("/v1/completions", &long).await;
-        events.next().await
-    });
+    become_slow(&link);
+    let (api, long) = (coordinator.api.clone(), counting(LONG_REPEATS));
+    let mut long = tokio::spawn(async move { long.put(&api).await });
+    let on_its_way = [(0, vec!["slow".to_owned()])];
     coordinator
-        .fleet_with("the prompt is on its way", |fleet| (routes(fleet) == [["slow"]]).then_some(()))
+        .fleet_with("the prompt is on its way", |fleet| (routes(fleet) == on_its_way).then_some(()))
         .await;
     for (index, expected) in expected().await.iter().enumerate().take(SHORT) {
         let (written, _) = ask(index).put(&coordinator.api).await;
@@ -173,8 +208,32 @@ async fn a_prompt_on_its_way_over_a_slow_socket_holds_nobody_up() {
         "{SHORT} requests are answered while the prompt is on its way"
     );
     let fleet = coordinator.fleet().await;
-    assert_eq!(routes(&fleet), [["slow"]], "where it began: {fleet:?}");
+    assert_eq!(routes(&fleet), on_its_way, "where it began: {fleet:?}");
+    // Nobody waits for its end.
     long.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_prompt_crosses_a_slow_socket_and_its_worker_is_kept() {
+    let _machine = machine().await;
+    let ask = counting(CROSSING_REPEATS);
+    let expected = {
+        let one = Coordinator::start("one", &[]).await;
+        one.ready().await;
+        ask.put(&one.api).await.0
+    };
+    assert_eq!(expected.tokens.len(), 1);
+    let (coordinator, link) = slow_link("crossing").await;
+    let _slow = coordinator.worker_through(&link.address, "slow", mib_for(30), &[]);
+    let before = coordinator.ready_over(1).await.holders();
+    become_slow(&link);
+    let board = Board::default();
+    board.note(0, format!("a prompt of {} tokens", 10 * CROSSING_REPEATS));
+    let (written, _) =
+        within(ANSWERED_WITHIN, &coordinator, &board, ask.put(&coordinator.api)).await;
+    assert_eq!(written, expected);
+    // One that was sent away comes back with another number.
+    assert_eq!(coordinator.fleet().await.holders(), before);
 }
 
 /// Linux only: namespaces are its own.
@@ -218,7 +277,7 @@ mod namespaces {
         let port = coordinator.address.rsplit(':').next().expect("a port").to_owned();
         let program: PathBuf = binary("worker");
         let start = |(index, namespace): (usize, &Namespace)| {
-            let (name, memory) = (format!("apart{index}"), mib_for(LAYERS_EACH));
+            let (name, memory) = (far(index), mib_for(LAYERS_EACH));
             let address = format!("{}:{port}", namespace.host);
             let command = namespace.command(&program);
             coordinator.worker_by(command, &address, &name, memory, &["--token", TOKEN])
