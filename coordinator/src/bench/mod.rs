@@ -13,8 +13,9 @@ use anyhow::{Context, bail};
 use api::{Fleet, FleetModel};
 use reqwest::{Client, Url};
 
-pub use self::report::{Report, Row};
+pub use self::report::{Cell, Report, Row};
 use self::wave::{Asked, wave};
+use crate::random;
 
 /// Sessions at once at most: each is a connection.
 pub const SESSIONS_MAX: u32 = 512;
@@ -53,25 +54,29 @@ impl Bench {
     ///
     /// # Errors
     /// The coordinator cannot be reached, serves no such model, has nobody for some of its parts,
-    /// or breaks off an answer that it had begun.
+    /// or does not answer a request as it comes.
     pub async fn run(&self) -> anyhow::Result<Report> {
         let client = Client::builder().connect_timeout(ANSWER_WITHIN).build()?;
         let before = self.fleet(&client).await?;
         let model = self.chosen(&before)?.clone();
-        let mut seeds = 0;
+        // Of its own in every run: a prompt that came before may be found in a KV cache.
+        let mut seeds = random::word();
         let mut rows = Vec::new();
         for parallelism in self.kinds() {
             let asked = self.asked(&model.name, parallelism, 1, &mut seeds);
             // It warms up as well: what a worker has not touched yet is slower.
-            let refused = wave(&client, &self.fleet, &asked).await?.err();
-            eprintln!("{parallelism}: {}", refused.as_deref().unwrap_or("measured"));
-            let loads = self.sessions.iter().map(|_| Vec::new()).collect();
+            let refused = wave(&client, &self.fleet, &asked).await.err();
+            match refused {
+                Some(reason) if parallelism == AUTO => bail!("{}: {reason}", self.fleet),
+                _ => eprintln!("{parallelism}: {}", refused.as_deref().unwrap_or("measured")),
+            }
+            let loads = self.sessions.iter().map(|_| Cell::default()).collect();
             rows.push(Row { parallelism: parallelism.to_owned(), refused, loads });
         }
-        self.rounds(&client, &model.name, &mut rows, &mut seeds).await?;
+        self.rounds(&client, &model.name, &mut rows, &mut seeds).await;
         let mut report = Report::new(&before, &model, self, rows);
         for at in 0..self.sessions.len() {
-            self.confirm(&client, &mut report, at, &mut seeds).await?;
+            self.confirm(&client, &mut report, at, &mut seeds).await;
         }
         if let Some(path) = &self.save {
             // Its rates are those of real steps by this time.
@@ -93,54 +98,47 @@ impl Bench {
     }
 
     /// Every kind at every load, once a round, so that all have the same weather.
-    async fn rounds(
-        &self,
-        client: &Client,
-        model: &str,
-        rows: &mut [Row],
-        seeds: &mut u64,
-    ) -> anyhow::Result<()> {
+    async fn rounds(&self, client: &Client, model: &str, rows: &mut [Row], seeds: &mut u64) {
         for round in 0..self.rounds {
             for (at, &sessions) in self.sessions.iter().enumerate() {
                 for row in rows.iter_mut().filter(|row| row.refused.is_none()) {
+                    let cell = &mut row.loads[at];
+                    if cell.refused.is_some() {
+                        continue;
+                    }
                     let asked = self.asked(model, &row.parallelism, sessions, seeds);
-                    match wave(client, &self.fleet, &asked).await? {
-                        Ok(measured) => row.loads[at].push(measured),
-                        Err(refused) => row.refused = Some(refused),
+                    match wave(client, &self.fleet, &asked).await {
+                        Ok(measured) => cell.rounds.push(measured),
+                        Err(refused) => cell.refused = Some(refused),
                     }
                 }
             }
             eprintln!("round {} of {}", round + 1, self.rounds);
         }
-        Ok(())
     }
 
     /// Measures what seemed best at a load beside the default once more: what was best of
     /// several by luck alone is not recommended.
-    async fn confirm(
-        &self,
-        client: &Client,
-        report: &mut Report,
-        at: usize,
-        seeds: &mut u64,
-    ) -> anyhow::Result<()> {
-        let Some(kind) = report.candidate(at) else { return Ok(()) };
+    async fn confirm(&self, client: &Client, report: &mut Report, at: usize, seeds: &mut u64) {
+        let Some(kind) = report.candidate(at) else { return };
         let mut ratios = Vec::new();
         for _ in 0..self.rounds {
-            let mut rates = [0.0; 2];
-            for (rate, kind) in rates.iter_mut().zip([AUTO, &kind]) {
+            let mut rates = Vec::new();
+            for kind in [AUTO, &kind] {
                 let asked = self.asked(&report.model, kind, self.sessions[at], seeds);
-                let measured = wave(client, &self.fleet, &asked).await?;
-                *rate = measured.map_or(0.0, |measured| measured.tokens_per_s);
+                match wave(client, &self.fleet, &asked).await {
+                    Ok(measured) => rates.push(measured.tokens_per_s),
+                    // Nothing is recommended that does not always work.
+                    Err(_) => return,
+                }
             }
             ratios.push(rates[1] / rates[0]);
         }
-        report.confirmed(at, kind, report::median(ratios));
-        Ok(())
+        report.confirmed(at, kind, ratios);
     }
 
     fn asked(&self, model: &str, parallelism: &str, sessions: u32, seeds: &mut u64) -> Asked {
-        *seeds += 1;
+        *seeds = seeds.wrapping_add(1);
         Asked {
             model: model.to_owned(),
             // An older coordinator does not know the option: the default goes without it.

@@ -8,7 +8,8 @@ use serde::Serialize;
 use super::wave::Measured;
 use super::{AUTO, Bench};
 
-/// A kind of parallelism has to be so much faster than the default to be recommended.
+/// A kind of parallelism has to be so much faster than the default to be recommended, by the
+/// median of the rounds, and faster in each of them.
 const BETTER_BY: f64 = 1.05;
 /// A load that gives so much of the best rate is enough.
 const NEARLY: f64 = 0.95;
@@ -56,8 +57,17 @@ pub struct Row {
     pub parallelism: String,
     /// Why the coordinator does not do it, if so.
     pub refused: Option<String>,
-    /// Each round's figures, for each number of sessions.
-    pub loads: Vec<Vec<Measured>>,
+    /// For each number of sessions.
+    pub loads: Vec<Cell>,
+}
+
+/// One kind of parallelism at one number of sessions.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct Cell {
+    /// Each round's figures.
+    pub rounds: Vec<Measured>,
+    /// Why it was not measured any further, if so.
+    pub refused: Option<String>,
 }
 
 /// Something better than the default.
@@ -69,6 +79,13 @@ pub struct Recommended {
     pub parallelism: String,
     /// Its rate over the default's, when both were measured once more.
     pub ratio: f64,
+}
+
+/// By how much something was faster than the default, of each round's ratio, if it clearly was.
+fn clearly_faster(ratios: Vec<f64>) -> Option<f64> {
+    let always = ratios.iter().all(|ratio| *ratio > 1.0);
+    let ratio = median(ratios);
+    (always && ratio >= BETTER_BY).then_some(ratio)
 }
 
 /// The middle one; of an even number the mean of the middle two.
@@ -85,8 +102,9 @@ pub(super) fn median(mut values: Vec<f64>) -> f64 {
 impl Row {
     /// The median at a load, if it was measured.
     fn median(&self, at: usize, of: impl Fn(&Measured) -> f64) -> Option<f64> {
-        let values: Vec<f64> = self.loads[at].iter().map(of).collect();
-        (self.refused.is_none() && !values.is_empty()).then(|| median(values))
+        let cell = &self.loads[at];
+        let values: Vec<f64> = cell.rounds.iter().map(of).collect();
+        (cell.refused.is_none() && !values.is_empty()).then(|| median(values))
     }
 }
 
@@ -110,19 +128,20 @@ impl Report {
     /// of the ratios within each round.
     pub(super) fn candidate(&self, at: usize) -> Option<String> {
         let default = self.rows.iter().find(|row| row.parallelism == AUTO)?;
-        let ratio = |row: &Row| {
-            let pairs = row.loads[at].iter().zip(&default.loads[at]);
-            median(pairs.map(|(a, b)| a.tokens_per_s / b.tokens_per_s).collect())
+        let faster = |row: &Row| {
+            let pairs = row.loads[at].rounds.iter().zip(&default.loads[at].rounds);
+            clearly_faster(pairs.map(|(a, b)| a.tokens_per_s / b.tokens_per_s).collect())
         };
         let others =
             self.rows.iter().filter(|row| row.parallelism != AUTO && row.refused.is_none());
-        let best = others.max_by(|a, b| ratio(a).total_cmp(&ratio(b)))?;
-        (ratio(best) >= BETTER_BY).then(|| best.parallelism.clone())
+        let found = others.filter_map(|row| Some((faster(row)?, &row.parallelism)));
+        let best = found.max_by(|a, b| a.0.total_cmp(&b.0))?;
+        Some(best.1.clone())
     }
 
-    /// It was measured once more.
-    pub(super) fn confirmed(&mut self, at: usize, parallelism: String, ratio: f64) {
-        if ratio >= BETTER_BY {
+    /// It was measured once more: its rate over the default's in each round.
+    pub(super) fn confirmed(&mut self, at: usize, parallelism: String, ratios: Vec<f64>) {
+        if let Some(ratio) = clearly_faster(ratios) {
             let sessions = self.sessions[at];
             self.recommended.push(Recommended { sessions, parallelism, ratio });
         }
@@ -156,31 +175,41 @@ impl Report {
         let [prompt, tokens, rounds] = self.load;
         let _ = writeln!(
             text,
-            "\ntokens/s of all sessions, ms to the first token, ms of the slowest of 100 tokens; \
-             medians of {rounds} rounds, {prompt} words of prompt, {tokens} tokens"
+            "\nmedians of {rounds} rounds, {prompt} words of prompt, {tokens} tokens: tokens/s of \
+             all sessions from their requests on,\ntokens/s of each from its first token on, ms \
+             to the first token, ms of the slowest of 100 tokens"
         );
-        let _ = write!(text, "  {:12}", "sessions");
-        for sessions in &self.sessions {
-            let _ = write!(text, "{sessions:>27}");
-        }
-        text.push('\n');
-        for row in &self.rows {
-            let _ = write!(text, "  {:12}", row.parallelism);
-            if let Some(refused) = &row.refused {
-                let _ = writeln!(text, "   not here: {refused}");
-                continue;
-            }
-            for at in 0..self.sessions.len() {
+        for (at, sessions) in self.sessions.iter().enumerate() {
+            let plural = if *sessions == 1 { "" } else { "s" };
+            let _ = writeln!(
+                text,
+                "  {:24}{:>9}{:>9}{:>9}{:>9}",
+                format!("{sessions} session{plural}"),
+                "all",
+                "each",
+                "first",
+                "p99"
+            );
+            for row in self.rows.iter().filter(|row| row.refused.is_none()) {
                 let of = |figure: fn(&Measured) -> f64| row.median(at, figure).unwrap_or(f64::NAN);
-                let _ = write!(
-                    text,
-                    "{:11.1} {:7.0} {:7.1}",
-                    of(|m| m.tokens_per_s),
-                    of(|m| m.first_token_s) * 1e3,
-                    of(|m| m.gap_p99_s) * 1e3
-                );
+                let _ = match &row.loads[at].refused {
+                    Some(refused) => writeln!(text, "    {:22} {refused}", row.parallelism),
+                    None => writeln!(
+                        text,
+                        "    {:22}{:9.1}{:9.1}{:9.0}{:9.1}",
+                        row.parallelism,
+                        of(|m| m.tokens_per_s),
+                        of(|m| m.each_per_s),
+                        of(|m| m.first_token_s) * 1e3,
+                        of(|m| m.gap_p99_s) * 1e3
+                    ),
+                };
             }
-            text.push('\n');
+        }
+        for row in &self.rows {
+            if let Some(refused) = &row.refused {
+                let _ = writeln!(text, "  not here: {}: {refused}", row.parallelism);
+            }
         }
         let _ = writeln!(text, "\nrecommended");
         for Recommended { sessions, parallelism, ratio } in &self.recommended {
@@ -242,9 +271,14 @@ mod tests {
     use super::*;
 
     fn row(parallelism: &str, rates: &[&[f64]]) -> Row {
-        let of =
-            |&tokens_per_s: &f64| Measured { tokens_per_s, first_token_s: 0.1, gap_p99_s: 0.01 };
-        let loads = rates.iter().map(|load| load.iter().map(of).collect()).collect();
+        let of = |&tokens_per_s: &f64| Measured {
+            tokens_per_s,
+            each_per_s: 1.0,
+            first_token_s: 0.1,
+            gap_p99_s: 0.01,
+        };
+        let cell = |load: &&[f64]| Cell { rounds: load.iter().map(of).collect(), refused: None };
+        let loads = rates.iter().map(cell).collect();
         Row { parallelism: parallelism.into(), refused: None, loads }
     }
 
@@ -273,9 +307,10 @@ mod tests {
         assert_eq!(report.candidate(0).as_deref(), Some("none"));
         assert_eq!(report.candidate(1), None, "3 % is too little");
         assert_eq!(report.candidate(2), None);
-        report.confirmed(0, "none".into(), 1.01);
+        report.confirmed(0, "none".into(), vec![1.01, 1.02, 1.01]);
+        report.confirmed(0, "none".into(), vec![0.9, 1.4, 1.4]);
         assert_eq!(report.recommended, [], "it was luck");
-        report.confirmed(0, "none".into(), 1.2);
+        report.confirmed(0, "none".into(), vec![1.3, 1.2, 1.1]);
         assert_eq!(report.enough(), Some(8), "16 at once give 2 % more");
         report.sessions_max = report.enough();
         let table = report.table();
@@ -284,7 +319,7 @@ mod tests {
             "{table}"
         );
         assert!(table.contains("--sessions-max 8"), "{table}");
-        assert!(table.contains("not here: no group"), "{table}");
+        assert!(table.contains("not here: tensor: no group"), "{table}");
     }
 
     #[test]

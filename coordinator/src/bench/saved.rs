@@ -9,9 +9,9 @@ pub(super) fn yaml(fleet: &Fleet) -> String {
     let mut text = String::from(
         "# A fleet as it was measured, for `coordinator plan --fleet FILE`.\nworkers:\n",
     );
-    // What lies on an embedded worker beside layers, or without them.
     let ends_only = |worker: &api::FleetWorker| {
-        worker.kind == "embedded" && worker.shards.iter().all(|s| s.first_layer.is_none())
+        let ends = worker.shards.iter().all(|shard| shard.first_layer.is_none());
+        worker.kind == "embedded" && !worker.shards.is_empty() && ends
     };
     for worker in &fleet.workers {
         let name = serde_json::to_string(&worker.name).expect("a string");
@@ -52,7 +52,9 @@ mod tests {
             trusted: true,
             ..api::FleetWorker::default()
         };
-        let embedded = api::FleetWorker { kind: "embedded".into(), ..worker.clone() };
+        let head = api::FleetShard { head: true, ..api::FleetShard::default() };
+        let embedded =
+            api::FleetWorker { kind: "embedded".into(), shards: vec![head], ..worker.clone() };
         let fleet = Fleet { workers: vec![worker, embedded], ..Fleet::default() };
         let file = FleetFile::parse(&yaml(&fleet)).unwrap();
         let [worker, embedded] = &file.workers[..] else { panic!("two workers") };

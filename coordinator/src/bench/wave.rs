@@ -2,12 +2,13 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context, bail};
 use api::ErrorBody;
 use reqwest::{Client, Url};
 use serde::Deserialize;
 use serde_json::{Map, Value, json};
 use tokio::task::JoinSet;
+
+use super::report::median;
 
 /// Longest time for one session.
 const SESSION_WITHIN: Duration = Duration::from_secs(600);
@@ -38,9 +39,11 @@ pub(super) struct Asked {
 /// What came of it.
 #[derive(Clone, Debug, PartialEq, serde::Serialize)]
 pub struct Measured {
-    /// Tokens per second, all sessions together, while all of them decode.
+    /// Tokens of all sessions, over the time from the requests to the last token, per second.
     pub tokens_per_s: f64,
-    /// From the requests to the first token, the median of all sessions, seconds.
+    /// Tokens of one session over the time from its first to its last, the median, per second.
+    pub each_per_s: f64,
+    /// From the request to the first token, the median, seconds.
     pub first_token_s: f64,
     /// Between two tokens of a session, the slowest of a hundred, seconds.
     pub gap_p99_s: f64,
@@ -54,16 +57,12 @@ struct Stream {
     tokens: u32,
 }
 
-/// Runs a wave. The inner error is why the coordinator refuses such requests.
+/// Runs a wave.
 ///
 /// # Errors
-/// The coordinator is not there, or an answer broke off.
-pub(super) async fn wave(
-    client: &Client,
-    fleet: &Url,
-    asked: &Asked,
-) -> anyhow::Result<Result<Measured, String>> {
-    let url = fleet.join("v1/completions").context("the address")?;
+/// Why there are no figures: the coordinator refuses such requests, or is gone.
+pub(super) async fn wave(client: &Client, fleet: &Url, asked: &Asked) -> Result<Measured, String> {
+    let url = fleet.join("v1/completions").map_err(|error| error.to_string())?;
     let began = Instant::now();
     let mut running = JoinSet::new();
     for session in 0..asked.sessions {
@@ -72,19 +71,16 @@ pub(super) async fn wave(
         running.spawn(stream(request.body(body(asked, session).to_string()), began));
     }
     let mut streams = Vec::new();
+    // At the first that fails the others are dropped, and so cancelled.
     while let Some(ended) = running.join_next().await {
-        match ended.context("a session's task")?? {
-            Ok(stream) => streams.push(stream),
-            // The others are dropped, and so cancelled.
-            Err(refused) => return Ok(Err(refused)),
-        }
+        streams.push(ended.map_err(|error| error.to_string())??);
     }
-    measured(&streams).map(Ok)
+    measured(&streams)
 }
 
 /// The request of one session.
 fn body(asked: &Asked, session: u32) -> Value {
-    let mut state = asked.seed << 32 | u64::from(session);
+    let mut state = asked.seed ^ u64::from(session).rotate_left(32);
     let words: Vec<&str> = (0..asked.prompt.max(1)).map(|_| WORDS[word(&mut state)]).collect();
     let mut body = json!({
         "model": asked.model,
@@ -123,43 +119,42 @@ struct Usage {
     completion_tokens: u32,
 }
 
-async fn stream(
-    request: reqwest::RequestBuilder,
-    began: Instant,
-) -> anyhow::Result<Result<Stream, String>> {
-    let mut answer = request.send().await.context("a request")?;
+/// One session, from its request on.
+async fn stream(request: reqwest::RequestBuilder, began: Instant) -> Result<Stream, String> {
+    let lost = |error: reqwest::Error| error.to_string();
+    let mut answer = request.send().await.map_err(lost)?;
     let status = answer.status();
     if !status.is_success() {
         let mut body = Vec::new();
-        while let Some(piece) = answer.chunk().await? {
+        while let Some(piece) = answer.chunk().await.map_err(lost)? {
             body.extend_from_slice(&piece);
             if body.len() > ERROR_BYTES_MAX {
                 break;
             }
         }
         let said = serde_json::from_slice::<ErrorBody>(&body);
-        return Ok(Err(said.map_or_else(|_| format!("status {status}"), |b| b.error.message)));
+        return Err(said.map_or_else(|_| format!("status {status}"), |b| b.error.message));
     }
     let mut stream = Stream { pieces_s: Vec::new(), tokens: 0 };
     let mut line = Vec::new();
-    while let Some(bytes) = answer.chunk().await.context("a stream")? {
+    while let Some(bytes) = answer.chunk().await.map_err(lost)? {
         let now = began.elapsed().as_secs_f64();
         for &byte in bytes.iter() {
             if byte != b'\n' {
                 line.push(byte);
                 if line.len() > LINE_BYTES_MAX {
-                    bail!("a line of a stream has more than {LINE_BYTES_MAX} bytes");
+                    return Err(format!("a line of a stream has over {LINE_BYTES_MAX} bytes"));
                 }
                 continue;
             }
             let event = std::mem::take(&mut line);
             match event.strip_prefix(b"data:").map(<[u8]>::trim_ascii) {
                 None => continue,
-                Some(b"[DONE]") => return Ok(Ok(stream)),
+                Some(b"[DONE]") => return Ok(stream),
                 Some(json) => {
-                    let piece: Piece = serde_json::from_slice(json).context("a stream's event")?;
+                    let piece: Piece = serde_json::from_slice(json).map_err(|e| e.to_string())?;
                     if let Some(error) = piece.error {
-                        return Ok(Err(error.message));
+                        return Err(error.message);
                     }
                     match piece.usage {
                         Some(usage) => stream.tokens = usage.completion_tokens,
@@ -170,32 +165,31 @@ async fn stream(
             }
         }
     }
-    bail!("a stream broke off after {} pieces", stream.pieces_s.len())
+    Err(format!("a stream broke off after {} pieces", stream.pieces_s.len()))
 }
 
-/// A wave's figures. Decoding is counted from when every session has its first piece until the
-/// first of them ends; where they never all run at once, from the first piece to the last.
-fn measured(streams: &[Stream]) -> anyhow::Result<Measured> {
-    if streams.iter().any(|stream| stream.pieces_s.len() < 2) {
-        bail!("a session ended after less than two tokens: try another --prompt");
+/// A wave's figures; a session that ended with its first piece counts in the rate of all only.
+fn measured(streams: &[Stream]) -> Result<Measured, String> {
+    let longer: Vec<&Stream> = streams.iter().filter(|s| s.pieces_s.len() > 1).collect();
+    if longer.is_empty() {
+        return Err("every session ended with its first token: try another --prompt".to_owned());
     }
-    let firsts = || streams.iter().map(|stream| stream.pieces_s[0]);
-    let lasts = || streams.iter().map(|stream| stream.pieces_s[stream.pieces_s.len() - 1]);
-    let (mut from, mut to) = (firsts().fold(0.0, f64::max), lasts().fold(f64::MAX, f64::min));
-    if from >= to {
-        (from, to) = (firsts().fold(f64::MAX, f64::min), lasts().fold(0.0, f64::max));
-    }
-    let tokens_within = |stream: &Stream| {
-        let within = stream.pieces_s.iter().filter(|&&at| from < at && at <= to).count();
-        within as f64 * f64::from(stream.tokens) / stream.pieces_s.len() as f64
+    let last = |stream: &Stream| stream.pieces_s.last().copied().unwrap_or_default();
+    let tokens: f64 = streams.iter().map(|stream| f64::from(stream.tokens)).sum();
+    let ended = streams.iter().map(last).fold(0.0, f64::max);
+    // A piece may be several tokens: what comes after the first is in proportion.
+    let rate = |stream: &&Stream| {
+        let share = 1.0 - 1.0 / stream.pieces_s.len() as f64;
+        f64::from(stream.tokens) * share / (last(stream) - stream.pieces_s[0]).max(1e-9)
     };
-    let gaps = streams.iter().flat_map(|s| s.pieces_s.windows(2).map(|pair| pair[1] - pair[0]));
+    let gaps = longer.iter().flat_map(|s| s.pieces_s.windows(2).map(|pair| pair[1] - pair[0]));
     let mut gaps: Vec<f64> = gaps.collect();
     gaps.sort_by(f64::total_cmp);
     Ok(Measured {
-        tokens_per_s: streams.iter().map(tokens_within).sum::<f64>() / (to - from).max(1e-9),
-        first_token_s: super::report::median(firsts().collect()),
-        gap_p99_s: gaps[(gaps.len() * 99 / 100).min(gaps.len() - 1)],
+        tokens_per_s: tokens / ended.max(1e-9),
+        each_per_s: median(longer.iter().map(rate).collect()),
+        first_token_s: median(longer.iter().map(|stream| stream.pieces_s[0]).collect()),
+        gap_p99_s: gaps[gaps.len() * 99 / 100],
     })
 }
 
@@ -208,22 +202,16 @@ mod tests {
     }
 
     #[test]
-    fn decoding_is_counted_while_all_sessions_run() {
+    fn all_tokens_count_from_the_requests_on_and_each_session_from_its_first_token() {
         let one = stream_of(&[1.0, 2.0, 3.0, 4.0], 4);
         // Its pieces are two tokens each.
         let other = stream_of(&[2.0, 3.0, 4.0, 5.0], 8);
-        let found = measured(&[one, other]).unwrap();
-        // From 2 to 4: two tokens and four.
-        assert_eq!(found.tokens_per_s, 3.0);
+        let short = stream_of(&[1.0], 1);
+        let found = measured(&[one, other, short]).unwrap();
+        assert_eq!(found.tokens_per_s, 13.0 / 5.0);
+        assert_eq!(found.each_per_s, 1.5);
         assert_eq!(found.first_token_s, 1.5);
         assert_eq!(found.gap_p99_s, 1.0);
-    }
-
-    #[test]
-    fn sessions_that_wait_for_each_other_are_counted_from_end_to_end() {
-        let found = measured(&[stream_of(&[1.0, 2.0], 2), stream_of(&[3.0, 5.0], 2)]).unwrap();
-        // From 1 to 5: all but the first.
-        assert_eq!(found.tokens_per_s, 0.75);
         assert!(measured(&[stream_of(&[1.0], 1)]).is_err());
     }
 

@@ -167,7 +167,7 @@ pub struct FleetRecord {
 }
 
 /// A shard on a worker.
-#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub struct FleetShard {
     /// Of which model.
     pub model: String,
