@@ -293,4 +293,28 @@ mod tests {
         assert_eq!(measured(worker(WorkerKind::Native, &[]), 0.03, 2e6), Dtype::F32);
         assert_eq!(measured(worker(WorkerKind::Embedded, &Dtype::LOSSY), 0.03, 2e6), Dtype::F32);
     }
+
+    #[test]
+    fn an_abandoned_routes_boundaries_say_nothing_of_the_next_one() {
+        let at = |parts: &[u32]| -> Vec<Stage> {
+            let spans = parts.windows(2).map(|p| Span { first: p[0], end: p[1] });
+            spans.map(|span| Stage { holder: None, span, done: 0, sent: 0, layers: true }).collect()
+        };
+        let id = protocol::SessionId(1);
+        let mut session =
+            Session::new(id, crate::RequestId(1), 0, crate::session::Phase::Computing);
+        session.tokens = vec![1];
+        let mut go = |parts: &[u32], dtype| {
+            session.stages = at(parts);
+            let inner = &parts[1..parts.len() - 1];
+            session.fix_dtypes(inner.iter().map(|part| (*part, dtype)).collect());
+            session.rewind();
+            session.dtypes.clone()
+        };
+        go(&[0, 2, 4, 6], Dtype::I8);
+        let stays = [(2, Dtype::I8)].into();
+        assert_eq!(go(&[0, 2, 6], Dtype::F32), stays);
+        let back = [(2, Dtype::I8), (4, Dtype::F32)].into();
+        assert_eq!(go(&[0, 2, 4, 6], Dtype::F32), back);
+    }
 }

@@ -42,8 +42,8 @@ pub struct Session {
     pub recoveries: u32,
     /// Failures since the last token.
     pub attempts: u32,
-    /// Where an untrusted worker said that a value overflowed, and which.
-    pub overflow: Option<(u32, WorkerId)>,
+    /// What an untrusted worker said of a value that nobody else has computed yet.
+    pub overflow: Option<Overflow>,
     /// Highest step number it took part in, for fair turns.
     pub served: u64,
     /// Who gave which rows that it rests on, those of trusted workers left out.
@@ -54,8 +54,23 @@ pub struct Session {
     pub dawdles: bool,
     /// What its request asks of its route.
     pub wish: Wish,
+    /// While it is broken: the shards with layers that it would go on with if they had room.
+    pub waits_for_room: Vec<AssignmentId>,
     /// While [`Phase::Verifying`]: the position whose logits are there, and they.
     pub withheld: Option<(u32, Bytes)>,
+}
+
+/// Rows of which a worker said that a value overflows there.
+#[derive(Clone, Copy, Debug)]
+pub struct Overflow {
+    /// Who says so.
+    pub worker: WorkerId,
+    /// Through which parts.
+    pub span: Span,
+    /// First position.
+    pub from: u32,
+    /// One past the last position.
+    pub to: u32,
 }
 
 /// Rows that one untrusted worker was the first to give, as one stage.
@@ -145,6 +160,7 @@ impl Session {
             next_authored: 0,
             dawdles: false,
             wish: Wish::default(),
+            waits_for_room: Vec::new(),
             withheld: None,
         }
     }
@@ -289,6 +305,9 @@ impl Session {
         let route: Vec<u32> = self.stages.iter().map(|s| s.span.first).collect();
         if !route.is_empty() {
             self.boundaries.retain(|part, _| route.contains(part));
+            // A replay of some parts has a boundary behind its last one as well.
+            let end = self.stages.last().map(|s| s.span.end);
+            self.dtypes.retain(|part, _| route.contains(part) || Some(*part) == end);
             // What stage 0 reads are the tokens, which no boundary holds.
             let held = |part: u32| part == 0 || route.contains(&part);
             seal(&mut self.authored, |part| !held(part));

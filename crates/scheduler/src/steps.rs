@@ -14,7 +14,7 @@ use crate::audit::lag;
 use crate::event::{Action, Note, RequestError};
 use crate::fleet::StepInFlight;
 use crate::links;
-use crate::session::{Phase, Session, Stage};
+use crate::session::{Overflow, Phase, Session};
 
 /// A prefill chunk is not made smaller than this to keep a step short.
 const CHUNK_ROWS_MIN: u32 = 16;
@@ -300,31 +300,50 @@ impl Scheduler {
         let (model, span, request) = (session.model, session.stages[stage].span, session.request);
         let trusted = self.workers.get(&worker).is_none_or(|w| w.spec.trusted);
         // Two workers that say so are believed as a trusted one is.
-        let confirmed =
-            session.overflow.is_some_and(|(at, by)| at == sent.position && by != worker);
-        let mut not: Vec<AssignmentId> = session.layered_shards().collect();
+        let says = Overflow { worker, span, from: sent.position, to: sent.position + sent.rows };
+        let confirmed = session.overflow.is_some_and(|other| {
+            let rows = other.from < says.to && says.from < other.to;
+            let parts = other.span.first < span.end && span.first < other.span.end;
+            rows && parts && other.worker != worker
+        });
+        let (wish, stages) = (session.wish, session.stages.clone());
+        let mut not: Vec<AssignmentId> = Vec::new();
         if let Some(w) = self.workers.get(&worker) {
             not.extend(w.held.keys().copied());
         }
+        let its = not.len();
+        not.extend(session.layered_shards());
         let positions = session.positions() + 1;
         let believed = trusted || confirmed;
         let position = sent.position;
+        let (seed, whole) = (sent.session.0, self.models[model].whole());
         let other = match believed {
             true => None,
-            false => {
-                let wish = session.wish.of_part();
-                self.find_wished(model, span, positions, &not, sent.session.0, wish)
-            }
+            false => self.find_wished(model, span, positions, &not, seed, wish.of_part()),
         };
-        let Some(other) = other else {
+        let mended = other.map(|other| {
+            let mut stages = stages.clone();
+            stages.splice(stage..=stage, other);
+            stages
+        });
+        let mended = mended.filter(|stages| self.is_granted(wish, model, stages));
+        let keeps = mended.is_some();
+        let mended = match believed || keeps {
+            true => mended,
+            // Where the stage alone cannot be replaced as wished, another way may do.
+            false => self.find_wished(model, whole, positions, &not[..its], seed, wish),
+        };
+        let Some(mended) = mended else {
             self.refuse(request, RequestError::Numeric { position });
             return;
         };
-        self.doubt(worker);
         self.audit_rest(sent.session);
+        let old = if keeps { vec![stages[stage].clone()] } else { stages };
+        let chosen = if keeps { Default::default() } else { self.dtypes_of(model, &mended) };
         let session = self.sessions.get_mut(&sent.session).expect("it was found");
-        session.overflow = Some((sent.position, worker));
-        let old: Vec<Stage> = session.stages.splice(stage..=stage, other).collect();
+        session.overflow = Some(says);
+        session.stages = mended;
+        session.fix_dtypes(chosen);
         session.fix_exact();
         session.fence();
         let epoch = session.epoch;
@@ -337,8 +356,8 @@ impl Scheduler {
         }
     }
 
-    /// A stranger said that a value overflows, and nobody else has: the first time that may be
-    /// so, from the second on it lowers its standing.
+    /// A stranger said that a value overflows where whoever came after it found none: the first
+    /// time that may be so, from the second on it lowers its standing.
     fn doubt(&mut self, worker: WorkerId) {
         let Some(w) = self.workers.get_mut(&worker) else { return };
         w.overflows += 1;
@@ -362,6 +381,11 @@ impl Scheduler {
             return;
         }
         stage.done = end;
+        let span = stage.span;
+        let has_passed = |said: &mut Overflow| {
+            span.first < said.span.end && said.span.end <= span.end && said.to <= end
+        };
+        let doubted = session.overflow.take_if(has_passed);
         if i + 1 < session.stages.len() {
             let boundary = session.boundaries.entry(next).or_default();
             // A replay's rows are there already, from the first time.
@@ -383,6 +407,9 @@ impl Scheduler {
             } else {
                 self.give_logits(sent.session, end - 1, output);
             }
+        }
+        if let Some(said) = doubted {
+            self.doubt(said.worker);
         }
     }
 

@@ -1,7 +1,7 @@
 //! Rows are held against whoever gave them, and against nobody else.
 
 use protocol::{Frame, Status, WorkerId};
-use scheduler::{Config, Event, Holds, RequestId, WorkerSpec};
+use scheduler::{Config, Event, Holds, RequestError, RequestId, Wish, WorkerSpec};
 
 use crate::audits::{STRANGER, answer_all, key, lie, prompt, stranger, watched};
 use crate::bench::{Bench, MIB, worker};
@@ -92,4 +92,53 @@ fn what_a_session_did_before_it_is_preempted_is_drawn_for() {
     run_out_of_pages(&mut bench, 1, STRANGER);
     answer_all(&mut bench, &[STRANGER], lie);
     assert!(bench.standings[&key(STRANGER.0)].banned, "nobody looked at its rows");
+}
+
+/// A trusted worker, and strangers that are so much faster that sessions begin there.
+fn fast(strangers: &[(u64, u64)]) -> Bench {
+    let mut bench = Bench::new(Config::default());
+    bench.join(1, 100 * MIB, true, Holds::Anything);
+    for &(id, memory_bytes) in strangers {
+        let spec = half(WorkerId(id), 1e12);
+        bench.join_spec(WorkerSpec { memory_bytes: memory_bytes * MIB, ..spec });
+    }
+    bench
+}
+
+/// Answers the oldest step, that values overflow if it is one of these workers'.
+fn overflow(bench: &mut Bench, of: &[u64]) {
+    let (worker, step) = bench.steps.remove(0);
+    bench.answer_step(worker, &step, |frame| {
+        if of.contains(&worker.0) {
+            frame.segments[0].status = Status::NumericFault;
+            frame.payload = Default::default();
+        }
+    });
+}
+
+#[test]
+fn an_overflow_that_another_one_sees_costs_nobody_its_standing() {
+    let mut bench = fast(&[(2, 100), (3, 100)]);
+    for request in 1..=3 {
+        bench.submit(request, vec![request as u32; 2], 1);
+        while !bench.refused.contains_key(&RequestId(request)) {
+            overflow(&mut bench, &[2, 3]);
+        }
+        assert!(matches!(bench.refused[&RequestId(request)], RequestError::Numeric { .. }));
+        bench.steps.clear();
+    }
+    let disagreed = |id| bench.standings.get(&key(id)).is_some_and(|s| s.disagreements > 0);
+    assert!(!disagreed(2) && !disagreed(3), "{:?}", bench.standings);
+}
+
+#[test]
+fn whoever_replaces_an_overflow_keeps_to_the_requests_wish() {
+    let mut bench = fast(&[(2, 100), (3, 3), (4, 3)]);
+    let wish = Wish { nodes_max: Some(2), ..Wish::default() };
+    bench.submit_wishing(1, vec![1, 2], 1, wish);
+    while bench.samples.is_empty() {
+        overflow(&mut bench, &[2]);
+    }
+    let workers: std::collections::BTreeSet<WorkerId> = holders(&bench).into_iter().collect();
+    assert!(workers.len() <= 2 && !workers.contains(&WorkerId(2)), "{workers:?}");
 }
