@@ -179,6 +179,8 @@ pub struct Scheduler {
     sessions: Tracked<SessionId, Session>,
     requests: BTreeMap<RequestId, InFlight>,
     queue: VecDeque<(Request, Time)>,
+    /// Model, wish and KV pages that had no route when something was free or ready last.
+    without_route: BTreeSet<(usize, Wish, u32)>,
     /// When each request that waits or runs fails.
     request_deadlines: BTreeSet<(Time, RequestId)>,
     /// By key: the worker that is here.
@@ -249,6 +251,7 @@ impl Scheduler {
             sessions: Tracked::new(),
             requests: BTreeMap::new(),
             queue: VecDeque::new(),
+            without_route: BTreeSet::new(),
             request_deadlines: BTreeSet::new(),
             keys: BTreeMap::new(),
             survival: Survival::default(),
@@ -307,6 +310,9 @@ impl Scheduler {
         self.pass_deadlines();
         self.settle();
         let opened = std::mem::take(&mut self.due.opened);
+        if opened {
+            self.without_route.clear();
+        }
         self.mend(opened);
         self.settle();
         let submitted = std::mem::take(&mut self.due.submitted);

@@ -102,14 +102,13 @@ impl Scheduler {
     fn mend_session(&mut self, id: SessionId) {
         let session = &self.sessions[&id];
         let (model, positions, wish) = (session.model, session.positions() + 1, session.wish);
-        let whole = self.models[model].whole();
         let filled = if session.stages.is_empty() { None } else { self.fill_holes(id, positions) };
         // Where the holes alone cannot be filled, another way altogether may do.
         let keeps = filled.is_some();
-        let stages = filled.or_else(|| self.find_wished(model, whole, positions, &[], id.0, wish));
-        let Some(stages) = stages else { return };
+        let stages = filled.or_else(|| self.find_whole(model, positions, &[], id.0, wish));
+        let Some(stages) = stages else { return self.note_wanted(id, &[]) };
         if !self.reserve_or_evict(id, &stages, positions) {
-            return;
+            return self.note_wanted(id, &stages);
         }
         if !keeps {
             // Another way from the start: the old stages are let go once the new have room.
@@ -120,6 +119,7 @@ impl Scheduler {
         let chosen = if keeps { Default::default() } else { self.dtypes_of(model, &stages) };
         let session = self.sessions.get_mut(&id).expect("it was just there");
         session.stages = stages;
+        session.waits_for_room.clear();
         session.fix_dtypes(chosen);
         session.fix_exact();
         session.recoveries += 1;
@@ -128,6 +128,18 @@ impl Scheduler {
         let behind = session.stages.iter().filter(|s| s.layers && s.done < session.wanted());
         let rows = behind.map(|s| session.positions() - s.done).max().unwrap_or(0);
         self.note(Note::Recovered { session: id, rows });
+    }
+
+    /// A broken session could go on with these stages, or with none, if they had room.
+    fn note_wanted(&mut self, id: SessionId, stages: &[Stage]) {
+        let layered = stages.iter().filter(|s| s.layers);
+        let wanted: Vec<AssignmentId> = layered.filter_map(|s| Some(s.holder?.1)).collect();
+        // A session that is touched is looked at again: only for a change.
+        if self.sessions[&id].waits_for_room != wanted
+            && let Some(session) = self.sessions.get_mut(&id)
+        {
+            session.waits_for_room = wanted;
+        }
     }
 
     /// The session's stages with every hole filled, or `None`.

@@ -11,6 +11,10 @@ use crate::index::PartIndex;
 use crate::session::{Phase, Session, Stage};
 use crate::wish::Wish;
 
+/// Kinds of requests of which it is remembered that no route grants them; of further ones it is
+/// found anew each time.
+const WITHOUT_ROUTE_MAX: usize = 256;
+
 /// A request that was admitted.
 #[derive(Debug)]
 pub(crate) struct InFlight {
@@ -25,6 +29,8 @@ enum Start {
     Done,
     /// And whoever comes after it waits as well.
     Wait,
+    /// For room on these shards: whoever asks for the same, or needs one of them, waits as well.
+    WaitFor(Vec<AssignmentId>),
     /// For what others do not need.
     WaitAlone,
     Refuse(RequestError),
@@ -68,14 +74,19 @@ impl Scheduler {
 
     /// Starts what waits, in order; a model that must wait does not hold up another.
     pub(crate) fn admit(&mut self) {
-        // Whoever had its KV taken, or lost a stage, comes before whoever is new.
-        // What wishes for more than they do holds nobody up.
-        let broken = self.broken().filter(|s| s.wish == Wish::default());
-        let mut blocked: BTreeSet<String> =
-            broken.map(|s| self.models[s.model].spec.name.clone()).collect();
+        // Whoever had its KV taken, or lost a stage, comes before whoever is new. What wishes
+        // for more than they do keeps only the shards that it waits for.
+        let any = Wish::default();
+        let broken = self.broken().filter(|s| s.wish == any);
+        let mut blocked: BTreeSet<(String, Wish)> =
+            broken.map(|s| (self.models[s.model].spec.name.clone(), any)).collect();
+        let picky = self.broken().filter(|s| s.wish != any);
+        let mut claimed: BTreeSet<AssignmentId> =
+            picky.flat_map(|s| s.waits_for_room.iter().copied()).collect();
         let mut i = 0;
         while let Some((request, _)) = self.queue.get(i) {
-            if blocked.contains(&request.model) {
+            let waits = |wish| blocked.contains(&(request.model.clone(), wish));
+            if waits(any) || waits(request.wish) {
                 i += 1;
                 continue;
             }
@@ -84,7 +95,7 @@ impl Scheduler {
             if self.index.live + request.choices as usize > self.config.sessions_max {
                 return;
             }
-            match self.start(&request, submitted_at) {
+            match self.start(&request, submitted_at, &claimed) {
                 Start::Done => drop(self.queue.remove(i)),
                 Start::Refuse(error) => {
                     self.queue.remove(i);
@@ -92,7 +103,12 @@ impl Scheduler {
                     self.actions.push_back(Action::Refused { request: request.id, error });
                 }
                 Start::Wait => {
-                    blocked.insert(request.model);
+                    blocked.insert((request.model, any));
+                    i += 1;
+                }
+                Start::WaitFor(shards) => {
+                    blocked.insert((request.model, request.wish));
+                    claimed.extend(shards);
                     i += 1;
                 }
                 Start::WaitAlone => i += 1,
@@ -100,7 +116,13 @@ impl Scheduler {
         }
     }
 
-    fn start(&mut self, request: &Request, submitted_at: Time) -> Start {
+    /// Starts a request without the `claimed` shards, which others before it wait for.
+    fn start(
+        &mut self,
+        request: &Request,
+        submitted_at: Time,
+        claimed: &BTreeSet<AssignmentId>,
+    ) -> Start {
         let Some(model) = self.models.iter().position(|m| m.spec.name == request.model) else {
             return Start::Refuse(RequestError::NoModel { model: request.model.clone() });
         };
@@ -112,24 +134,31 @@ impl Scheduler {
             wish: request.wish,
             ..Session::new(id, request.id, model, Phase::Computing)
         };
-        let cached_tokens = match self.adopt(&mut session) {
+        let cached_tokens = match self.adopt(&mut session, claimed) {
             Some(positions) => positions,
             None => {
-                let range = self.models[model].whole();
                 // A shard that can hold all of it is better than one that it would outgrow.
                 let context = self.models[model].spec.context;
                 let whole = prompt_len.saturating_add(request.max_new_tokens).min(context);
-                let wish = request.wish;
-                let roomy = self.find_wished(model, range, whole, &[], id.0, wish);
-                let Some(stages) = roomy
-                    .or_else(|| self.find_wished(model, range, prompt_len + 1, &[], id.0, wish))
-                else {
+                let (wish, sizes) = (request.wish, [whole, prompt_len + 1]);
+                let claimed: Vec<AssignmentId> = claimed.iter().copied().collect();
+                let mut find = |not: &[AssignmentId]| {
+                    let mut sizes = sizes.into_iter();
+                    sizes.find_map(|positions| self.find_whole(model, positions, not, id.0, wish))
+                };
+                let free = find(&claimed);
+                let is_free = free.is_some();
+                let Some(stages) = free.or_else(|| find(&[])) else {
                     return self.why_no_route(model, prompt_len + 1, wish);
                 };
                 session.fix_dtypes(self.dtypes_of(model, &stages));
                 session.stages = stages;
-                if !self.reserve_or_evict(id, &session.stages, prompt_len + 1) {
-                    return Start::Wait;
+                if !is_free || !self.reserve_or_evict(id, &session.stages, prompt_len + 1) {
+                    // Without a wish any route does: nobody else has another one.
+                    return match wish == Wish::default() {
+                        true => Start::Wait,
+                        false => Start::WaitFor(session.layered_shards().collect()),
+                    };
                 }
                 0
             }
@@ -157,17 +186,39 @@ impl Scheduler {
         Start::Done
     }
 
+    /// A way through the whole model, `not` over those named for layers. That there is none is
+    /// remembered until something becomes free or ready.
+    pub(crate) fn find_whole(
+        &mut self,
+        model: usize,
+        positions: u32,
+        not: &[AssignmentId],
+        seed: u64,
+        wish: Wish,
+    ) -> Option<Vec<Stage>> {
+        let key = (model, wish, pages_for(positions));
+        if self.without_route.contains(&key) {
+            return None;
+        }
+        let whole = self.models[model].whole();
+        let found = self.find_wished(model, whole, positions, not, seed, wish);
+        if found.is_none() && not.is_empty() && self.without_route.len() < WITHOUT_ROUTE_MAX {
+            self.without_route.insert(key);
+        }
+        found
+    }
+
+    /// What becomes of a request for which [`Scheduler::find_whole`] has just found no route.
     fn why_no_route(&mut self, model: usize, positions: u32, wish: Wish) -> Start {
-        let range = self.models[model].whole();
         let trusted = Wish { trusted_only: wish.trusted_only, ..Wish::default() };
-        if self.find_wished(model, range, 1, &[], 0, trusted).is_none() {
+        if self.find_whole(model, 1, &[], 0, trusted).is_none() {
             return match wish.trusted_only {
                 true => Start::WaitAlone,
                 false => Start::Wait,
             };
         }
-        if self.find_wished(model, range, positions, &[], 0, trusted).is_some()
-            || self.find_wished(model, range, 1, &[], 0, wish).is_none()
+        if self.find_whole(model, 1, &[], 0, wish).is_none()
+            || self.find_whole(model, positions, &[], 0, trusted).is_some()
         {
             // A shard that loads may be what is lacking.
             if self.index.loading > 0 {
@@ -188,15 +239,9 @@ impl Scheduler {
 
     /// Lets a new session begin with the KV of a finished one that shares its beginning.
     /// Answers how many positions it starts with.
-    fn adopt(&mut self, session: &mut Session) -> Option<u32> {
-        let (from, common) = self.longest_common(session)?;
+    fn adopt(&mut self, session: &mut Session, claimed: &BTreeSet<AssignmentId>) -> Option<u32> {
+        let (from, common) = self.longest_common(session, claimed)?;
         let donor = &self.sessions[&from];
-        if !self.is_granted(session.wish, session.model, &donor.stages) {
-            return None;
-        }
-        if self.config.audits.full && !donor.is_verified(common) {
-            return None;
-        }
         session.stages = donor.stages.clone();
         session.boundaries = donor.boundaries.clone();
         session.dtypes = donor.dtypes.clone();
@@ -226,8 +271,13 @@ impl Scheduler {
         Some(common)
     }
 
-    /// The cached session with the longest common beginning, and its length.
-    fn longest_common(&mut self, session: &Session) -> Option<(SessionId, u32)> {
+    /// The cached session with the longest common beginning, and its length, of those on shards
+    /// that the new one may use, with rows that it may rest on.
+    fn longest_common(
+        &mut self,
+        session: &Session,
+        claimed: &BTreeSet<AssignmentId>,
+    ) -> Option<(SessionId, u32)> {
         self.settle();
         let cached = self.index.cached.iter().map(|(_, id)| &self.sessions[id]);
         let cached = cached.filter(|s| s.model == session.model);
@@ -236,7 +286,17 @@ impl Scheduler {
             // The last prompt token is always computed: its logits are wanted.
             (s.id, (same as u32).min(session.prompt_len - 1))
         });
-        common.filter(|(_, n)| *n >= self.config.reuse_min).max_by_key(|(id, n)| (*n, *id))
+        let wish = session.wish;
+        let suits = |(id, common): &(SessionId, u32)| {
+            let donor = &self.sessions[id];
+            *common >= self.config.reuse_min
+                && !donor.layered_shards().any(|shard| claimed.contains(&shard))
+                && self.is_granted(wish, donor.model, &donor.stages)
+                && (!self.config.audits.full || donor.is_verified(*common))
+                // Whoever holds its KV may have computed it from what a stranger gave.
+                && (!wish.trusted_only || donor.next_authored == 0)
+        };
+        common.filter(suits).max_by_key(|(id, n)| (*n, *id))
     }
 
     fn exists(&self, session: SessionId) -> bool {
@@ -402,12 +462,17 @@ impl Scheduler {
     pub(crate) fn waits_for(&self, id: SessionId) -> Option<String> {
         let session = self.sessions.get(&id)?;
         let model = &self.models[session.model].spec;
+        let wish = session.wish.in_words();
         if session.stages.is_empty() && session.phase != Phase::Following {
-            return Some("room in the KV cache".to_owned());
+            return Some(match wish.filter(|_| session.waits_for_room.is_empty()) {
+                Some(wish) => format!("a route through {} with {wish}", model.name),
+                None => "room in the KV cache".to_owned(),
+            });
         }
         let holes = session.holes();
         let words: Vec<String> = holes.iter().map(|h| describe(model, *h)).collect();
-        (!words.is_empty()).then(|| format!("{} of {}", words.join(", "), model.name))
+        let wish = wish.map_or(String::new(), |wish| format!(", for a route with {wish}"));
+        (!words.is_empty()).then(|| format!("{} of {}{wish}", words.join(", "), model.name))
     }
 
     /// Whether stages are as a request wishes.

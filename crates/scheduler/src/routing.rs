@@ -49,16 +49,18 @@ pub type Leg = ((WorkerId, AssignmentId), Span);
 /// and of all. No shard is entered twice for layers: where the path would come back to one,
 /// that shard runs everything between, which it holds.
 pub fn route(ways: &Ways, range: Span, work_bytes: &[u64]) -> Option<Vec<Leg>> {
-    cheapest(ways, range, work_bytes, None).map(|(legs, _)| legs)
+    cheapest(ways, range, work_bytes, None, false).map(|(legs, _)| legs)
 }
 
 /// The same with its cost in seconds. With a `home`, no two stages with layers that follow each
-/// other are on that worker, and so many stages at most are on others.
+/// other are on that worker, and so many stages at most are on others. Where it `spreads`, no
+/// stage has all layers.
 pub(crate) fn cheapest(
     ways: &Ways,
     range: Span,
     work_bytes: &[u64],
     home: Option<(WorkerId, usize)>,
+    spreads: bool,
 ) -> Option<(Vec<Leg>, f64)> {
     let (len, parts) = ((range.end - range.first) as usize, work_bytes.len() - 1);
     // What matters of a path so far: stages away from home, and whether its last one is there.
@@ -89,6 +91,9 @@ pub(crate) fn cheapest(
             let leave = if way.whole { end } else { part + 1 };
             for to in leave..=end.min(range.end as usize) {
                 let span = Span { first: part as u32, end: to as u32 };
+                if spreads && part <= 1 && to + 1 >= parts {
+                    break;
+                }
                 let settles = home.is_some() && is_home && crate::fleet::has_layers(span, parts);
                 if settles && state % 2 == 1 {
                     continue;

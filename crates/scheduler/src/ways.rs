@@ -77,7 +77,8 @@ impl Scheduler {
         let work = &self.models[model].work;
         let legs = wish.route(&sampled, range, work);
         let legs = match legs {
-            None if all => wish.route(&self.ways(&wanted, usize::MAX), range, work),
+            // How a route is spread is not searched for among all of them.
+            None if all => wish.direct(&self.ways(&wanted, usize::MAX), range, work),
             legs => legs,
         };
         let parts = parts.len();

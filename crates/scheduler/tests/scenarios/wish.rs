@@ -106,3 +106,86 @@ fn what_cannot_be_granted_is_refused_and_says_which_wish() {
     };
     assert_eq!(what, "a trusted worker for layers 0 to 3 of m");
 }
+
+#[test]
+fn trusted_only_does_not_go_on_with_what_a_stranger_gave() {
+    let mut bench = Bench::new(Config::default());
+    bench.join(1, 2 * MIB, true, Holds::Ends);
+    bench.join(2, 3 * MIB, false, Holds::Anything);
+    bench.join(3, 3 * MIB, true, Holds::Anything);
+    let prompt: Vec<u32> = (0..20).map(|t| t % 8).collect();
+    bench.submit(1, prompt.clone(), 1);
+    assert_eq!(route(&bench).1, [2, 3].into());
+    bench.answer_all();
+    // The stranger's stage is replaced; what the other one holds was computed from its rows.
+    bench.tell(Event::Leave { worker: WorkerId(2), reason: "gone".into() });
+    bench.join(4, 3 * MIB, true, Holds::Anything);
+    bench.answer_all();
+    assert_eq!(route(&bench).1, [3, 4].into());
+    let session = bench.session(1);
+    bench.tell(Event::Sampled { session, token: 5 });
+    bench.answer_all();
+    bench.tell(Event::Finish { session });
+    let next: Vec<u32> = prompt.into_iter().chain([5, 6, 7]).collect();
+    let wish = Wish { trusted_only: true, ..Wish::default() };
+    bench.submit_wishing(2, next.clone(), 1, wish);
+    assert_eq!(bench.started[&RequestId(2)].1, 0, "it rests on a stranger's rows");
+    bench.submit(3, next, 1);
+    assert_eq!(bench.started[&RequestId(3)].1, 21);
+}
+
+#[test]
+fn a_pipeline_runs_over_two_workers_that_hold_everything() {
+    let mut bench = crate::bench::alone();
+    let wish = Wish { parallelism: Parallelism::Pipeline, ..Wish::default() };
+    bench.submit_wishing(7, vec![1, 2], 1, wish);
+    assert!(bench.refused.contains_key(&RequestId(7)), "there is one worker");
+    bench.join(2, 100 * MIB, true, Holds::Anything);
+    let (_, layers) = asked(&mut bench, wish);
+    assert_eq!(layers, [1, 2].into());
+    let (_, layers) = asked(&mut bench, Wish { nodes_max: Some(2), ..wish });
+    assert_eq!(layers, [1, 2].into());
+}
+
+#[test]
+fn what_waits_for_room_as_it_wishes_holds_up_only_who_needs_the_same() {
+    let config = Config { kv_positions_min: 128, kv_positions_max: 128, ..Config::default() };
+    let mut bench = Bench::new(config);
+    bench.join(1, 100 * MIB, true, Holds::Anything);
+    bench.join(2, 100 * MIB, false, Holds::Anything);
+    let wish = Wish { trusted_only: true, ..Wish::default() };
+    for request in 1..=3 {
+        bench.submit_wishing(request, vec![request as u32; 62], 1, wish);
+    }
+    assert!(bench.started.contains_key(&RequestId(2)));
+    assert!(!bench.started.contains_key(&RequestId(3)), "the trusted worker's cache is full");
+    bench.submit(4, vec![4; 62], 1);
+    assert!(bench.started.contains_key(&RequestId(4)), "there is room on the other");
+    bench.tell(Event::Cancel { request: RequestId(1) });
+    assert!(bench.started.contains_key(&RequestId(3)));
+}
+
+#[test]
+fn who_lost_its_room_comes_before_who_is_new_whatever_it_wishes() {
+    let config = Config { kv_positions_min: 192, kv_positions_max: 192, ..Config::default() };
+    let mut bench = Bench::new(config);
+    bench.join(1, 100 * MIB, true, Holds::Anything);
+    bench.submit(1, vec![1; 62], 1);
+    let wish = Wish { nodes_max: Some(1), ..Wish::default() };
+    bench.submit_wishing(2, vec![2; 100], 1, wish);
+    bench.answer_all();
+    let old = bench.session(1);
+    for _ in 0..2 {
+        bench.tell(Event::Sampled { session: old, token: 1 });
+        bench.pass(Duration::from_millis(10));
+        bench.answer_all();
+    }
+    let waits = |bench: &Bench| bench.scheduler.view().sessions[1].waiting_for.clone();
+    assert_eq!(waits(&bench).as_deref(), Some("room in the KV cache"));
+    // One page is free, and two are needed.
+    bench.submit(3, vec![3; 10], 1);
+    assert!(!bench.started.contains_key(&RequestId(3)), "it takes a page that another waits for");
+    bench.tell(Event::Cancel { request: RequestId(1) });
+    assert_eq!(waits(&bench), None);
+    assert!(bench.started.contains_key(&RequestId(3)));
+}
