@@ -116,7 +116,7 @@ pub struct Settings {
     /// Divide layers among trusted native CPU workers, which compute each of them together: in
     /// groups of 2 or 4, wherever the plan finds that it pays (auto), or never (off). Tensor
     /// parallelism is for a fast network: its workers wait for each other in every layer
-    /// [default: auto]
+    /// [default: off]
     #[arg(long, env = "WEFT_TENSOR", value_name = "off|auto|2|4")]
     pub tensor: Option<TensorChoice>,
     /// Speak TLS (https and wss) with this certificate: a PEM file, the server's own first.
@@ -189,9 +189,9 @@ impl Boundaries {
 #[serde(rename_all = "lowercase")]
 pub enum TensorChoice {
     /// Never.
+    #[default]
     Off,
     /// Where the plan finds that it pays.
-    #[default]
     Auto,
     /// In groups of two.
     #[value(name = "2")]
@@ -477,7 +477,7 @@ mod tests {
         assert!(config.scheduler.audits.full);
         assert_eq!(config.scheduler.tensor, Tensor::Groups(2));
         assert_eq!(flags("--tensor 4").tensor, Some(TensorChoice::Four));
-        assert_eq!(flags("").resolve().unwrap().scheduler.tensor, Tensor::Auto);
+        assert_eq!(flags("").resolve().unwrap().scheduler.tensor, Tensor::Off);
         let config = flags("--model c --exact").over(file).resolve().unwrap();
         assert_eq!(config.models, ["c"]);
         assert_eq!(config.classes, [EXACT_F32]);

@@ -89,12 +89,15 @@ pub enum Fault {
     Grouped,
     /// A tensor group ended.
     Ungrouped,
+    /// Workers that could be a group in the end were one.
+    Regrouped,
     /// A rank waited for another one in vain.
     Unexchanged,
 }
 
 /// What strikes only where layers are divided.
-pub const OF_GROUPS: [Fault; 3] = [Fault::Grouped, Fault::Ungrouped, Fault::Unexchanged];
+pub const OF_GROUPS: [Fault; 4] =
+    [Fault::Grouped, Fault::Ungrouped, Fault::Regrouped, Fault::Unexchanged];
 
 pub const ALL: [Fault; 25] = [
     Fault::Lost,

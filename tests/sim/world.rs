@@ -16,6 +16,8 @@ use crate::machine::{Build, Machine, Wish};
 
 /// By then everything must have finished.
 const END_US: u64 = 900_000_000;
+/// Nobody is kept out of tensor groups for longer, virtual µs.
+const GROUPED_US: u64 = 1_200_000_000;
 /// How long a rank waits for another one.
 const EXCHANGE_WAIT_US: u64 = 6_000_000;
 /// A run that handles more events than this, and a thousand a machine, spins.
@@ -117,6 +119,9 @@ pub fn run(seed: u64, setting: Setting) -> World {
     }
     world.check(seed);
     assert!(world.clients.all_done(), "seed {seed}: stuck: {}", world.describe());
+    if world.setting.setup.groups {
+        world.groups_come_back(seed);
+    }
     world
 }
 
@@ -465,6 +470,44 @@ impl World {
         let missing = missing.collect::<String>();
         let sessions = view.sessions.iter().map(|s| format!("\n{s:?}")).collect::<String>();
         format!("{}; missing: {missing}; {workers}{sessions}", self.clients.describe())
+    }
+
+    /// While nobody asks for anything, those who can be a group become one: once no pause is left.
+    fn groups_come_back(&mut self, seed: u64) {
+        let until = self.now + GROUPED_US;
+        while let Some(Reverse((at, key))) = self.queue.peek().copied().filter(|q| q.0.0 <= until) {
+            self.queue.pop();
+            self.now = at;
+            let happening = self.pending.remove(&key).expect("it was put there");
+            self.happen(happening);
+        }
+        self.check(seed);
+        let view = self.scheduler.view();
+        // Each has room for its half of all layers and their KV, with 1 MiB to spare; the ends
+        // find room elsewhere.
+        let layers = u64::from(self.setting.layers);
+        let kv = u64::from(self.setting.config.kv_positions_min) * 16 * 6 / 10;
+        let half = layers * (MIB * 55 / 100 + kv) + self.setting.config.scratch_bytes + MIB;
+        let is_able = |w: &&scheduler::WorkerView| {
+            let machine = &self.machines[&w.id].build;
+            w.trusted
+                && w.kind == WorkerKind::Native
+                && w.state != "draining"
+                && !machine.ends_only
+                && w.memory_bytes >= half
+                && w.classes == [CLASSES[0]]
+        };
+        let able = view.workers.iter().filter(is_able).count();
+        let ends =
+            view.workers.iter().any(|w| w.trusted && !is_able(&w) && w.memory_bytes > 3 * MIB);
+        if able >= 2 && ends {
+            self.tally.count(Fault::Regrouped);
+            assert!(
+                !self.groups.is_empty(),
+                "seed {seed}: {able} are in no group: {}",
+                self.describe()
+            );
+        }
     }
 
     /// What must hold at every moment.

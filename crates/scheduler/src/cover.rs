@@ -6,7 +6,7 @@ use protocol::{AssignmentId, BlobRef, Span, WorkerId, WorkerKind};
 
 use crate::event::{Action, Holds, ModelSpec, Note, PartSpec, WorkerSpec};
 use crate::fleet::{Held, Worker, describe, pages_for};
-use crate::groups::{self, Gang, Taker, Tensor, Wish};
+use crate::groups::{self, Gang, REGROUP_RETRY, Taker, Tensor, Wish};
 use crate::index::{ModelIndex, PartIndex};
 use crate::placement::{self, Candidate, PartLoad, Plan, Problem};
 use crate::{Model, Scheduler};
@@ -40,6 +40,8 @@ struct Room<'a> {
     left: &'a dyn Fn(&WorkerId) -> u64,
     /// What is held of the model does not count.
     fresh: bool,
+    /// Shards that go: who holds a share of a group otherwise takes no layers beside it.
+    freed: &'a dyn Fn(&Held) -> bool,
     /// Workers that were given something a moment ago, and are in no group beside it.
     busy: &'a BTreeMap<WorkerId, u64>,
 }
@@ -180,7 +182,7 @@ impl Scheduler {
             let gaps = self.unheld(model);
             if gaps.is_empty() {
                 self.improve(model);
-            } else if !self.cover(model, &gaps) {
+            } else if !self.cover(model, &gaps) && !self.cover_at_all_costs(model) {
                 self.models[model].shortfall = Some(self.say_shortfall(model));
                 self.fill_ends(model, &gaps);
             }
@@ -203,6 +205,41 @@ impl Scheduler {
             || self.replace_all(model, Who::Everyone)
     }
 
+    /// The same where that failed: with workers of other models' tensor groups, then with
+    /// groups of workers that are in none for a while.
+    fn cover_at_all_costs(&mut self, model: usize) -> bool {
+        if self.config.tensor == Tensor::Off {
+            return false;
+        }
+        if self.take_from_groups(model) {
+            self.settle();
+            let gaps = self.unheld(model);
+            if self.cover(model, &gaps) {
+                return true;
+            }
+        }
+        if self.pauses.next(self.now).is_none() {
+            return false;
+        }
+        self.urgent = true;
+        let gaps = self.unheld(model);
+        let covered = self.cover(model, &gaps);
+        self.urgent = false;
+        covered
+    }
+
+    /// Whether a model fits on the workers that are here, without groups, in the memory that is
+    /// free and that `freed` shards give back.
+    pub(crate) fn fits_alone(&self, model: usize, freed: impl Fn(&Held) -> bool) -> bool {
+        let left = |id: &WorkerId| {
+            let worker = &self.workers[id];
+            worker.spec.memory_bytes.saturating_sub(worker.memory_used(|h| !freed(h)))
+        };
+        let room = Room { left: &left, fresh: true, freed: &freed, busy: &BTreeMap::new() };
+        let whole = self.models[model].whole();
+        self.solve_with(model, whole, Who::Everyone, &room, &[], true).is_some()
+    }
+
     /// Gives each gap to workers with memory left. All or nothing.
     fn fill(&mut self, model: usize, gaps: &[Span], who: Who) -> bool {
         let free: BTreeMap<WorkerId, u64> =
@@ -213,7 +250,7 @@ impl Scheduler {
             let left = |id: &WorkerId| free[id] - taken.get(id).copied().unwrap_or(0).min(free[id]);
             // Whoever takes something already is in no group beside it, nor a group's member
             // in something else.
-            let room = Room { left: &left, fresh: false, busy: &taken };
+            let room = Room { left: &left, fresh: false, freed: &|_| false, busy: &taken };
             let Some((takers, plan)) = self.solve(model, *gap, who, &room) else {
                 return false;
             };
@@ -262,7 +299,9 @@ impl Scheduler {
         let free: BTreeMap<WorkerId, u64> =
             self.workers.iter().map(|(id, w)| (*id, w.memory_free_without(model))).collect();
         let all = self.models[model].whole();
-        let room = Room { left: &|id| free[id], fresh: true, busy: &BTreeMap::new() };
+        let freed = |h: &Held| h.model == model;
+        let room =
+            Room { left: &|id| free[id], fresh: true, freed: &freed, busy: &BTreeMap::new() };
         let Some((takers, plan)) = self.solve(model, all, who, &room) else {
             return false;
         };
@@ -275,6 +314,11 @@ impl Scheduler {
     /// serve as replicas.
     fn improve(&mut self, model: usize) {
         if self.index.live_of(model) > 0 || self.index.loading > 0 {
+            let has_group = self.groups.values().any(|group| group.model == model);
+            if self.config.tensor != Tensor::Off && !has_group {
+                let at = self.now.plus(REGROUP_RETRY);
+                self.group_at = Some(self.group_at.map_or(at, |t| t.min(at)));
+            }
             return;
         }
         let groups: Vec<AssignmentId> =
@@ -296,14 +340,22 @@ impl Scheduler {
             .sum();
         let free: BTreeMap<WorkerId, u64> =
             self.workers.iter().map(|(id, w)| (*id, w.memory_free_without(model))).collect();
-        let room = Room { left: &|id| free[id], fresh: true, busy: &BTreeMap::new() };
+        let freed = |h: &Held| h.model == model;
+        let room =
+            Room { left: &|id| free[id], fresh: true, freed: &freed, busy: &BTreeMap::new() };
         let Some((takers, plan)) = self.solve(model, all, Who::Lasting, &room) else { return };
         let forms = plan.stages.iter().any(|(c, _)| matches!(takers[*c], Taker::Gang(_)));
         if plan.token_s < now_s * BETTER || wants_groups && forms {
             // A group that did worse than was predicted is not formed again at once.
             for group in groups {
                 let members = self.groups[&group].members.clone();
-                self.pause_groups(&members);
+                let stays = plan.stages.iter().any(|(c, _)| match &takers[*c] {
+                    Taker::One(_) => false,
+                    Taker::Gang(gang) => members.iter().map(|m| &m.0).eq(&gang.members),
+                });
+                if !stays {
+                    self.pause_groups(&members);
+                }
             }
             self.move_to(model, &takers, &plan, Who::Lasting);
         }
@@ -491,8 +543,7 @@ impl Scheduler {
             if ranks.contains(&id) && !is_host {
                 continue;
             }
-            // Of another model's group it holds a share and no layers beside it.
-            let beyond = |h: &Held| h.rank.is_some() && !(room.fresh && h.model == model);
+            let beyond = |h: &Held| h.rank.is_some() && !(room.freed)(h);
             let layers = w.spec.holds == Holds::Anything && !w.held.values().any(beyond);
             takers.push(Taker::One(id));
             candidates.push(Candidate {
@@ -515,13 +566,21 @@ impl Scheduler {
             let survival: f64 = members().map(Worker::survival).product();
             let missing = members().map(|w| missing_bytes(spec, w));
             let missing = missing.reduce(|a, b| a.iter().zip(b).map(|(a, b)| *a.max(&b)).collect());
+            // One that is counts as what it takes, not as what it should.
+            let [s_per_byte, layer_s] = match self.gang_measured(model, gang) {
+                Some(s_per_byte) => [s_per_byte, 0.0],
+                None => [
+                    gang.s_per_byte(division, &self.workers)[0],
+                    gang.layer_s(division, &self.workers),
+                ],
+            };
             candidates.push(Candidate {
                 memory_bytes: self.gang_memory(model, gang, &left),
                 ends: false,
                 layers: true,
-                s_per_byte: gang.s_per_byte(division, &self.workers)[0] / survival,
+                s_per_byte: s_per_byte / survival,
                 hop_s: self.workers[&gang.members[0]].row_hop_s(spec, layer) / survival,
-                layer_s: gang.layer_s(division, &self.workers) / survival,
+                layer_s: layer_s / survival,
                 missing_bytes: missing.unwrap_or_default(),
             });
             takers.push(Taker::Gang(gang.clone()));

@@ -54,6 +54,8 @@ pub struct Worker {
     pub measured: bool,
     /// Seconds that any step is under way, there and back, beside its computing and its bytes.
     pub hop_s: f64,
+    /// Whether a ping was answered: before, a hop is only assumed.
+    pub hop_known: bool,
     /// What its link takes for a byte, beyond what it takes for any step, seconds; known once
     /// there was a step large enough to tell.
     pub wire_s_per_byte: Option<f64>,
@@ -82,8 +84,6 @@ pub struct Worker {
     /// While it leads a tensor group: the same as its own of the group as a whole, exchanges
     /// included.
     pub group_s_per_byte: Option<[f64; 2]>,
-    /// It is in no tensor group before.
-    pub no_group_until: Time,
     ratios: VecDeque<f64>,
 }
 
@@ -176,7 +176,7 @@ impl Worker {
             answered_at: Time::default(),
             usual_s_per_byte: None,
             group_s_per_byte: None,
-            no_group_until: Time::default(),
+            hop_known: spec.kind == WorkerKind::Embedded,
             cached: std::mem::take(&mut spec.cached).into_iter().collect(),
             spec,
             draining: false,
@@ -287,6 +287,13 @@ impl Worker {
         let least = STEP_TIMEOUT_MIN.as_secs_f64();
         let seconds = seconds.max(least) + assumed_s;
         Duration::from_secs_f64(seconds).min(STEP_TIMEOUT_MAX)
+    }
+
+    /// Gives its steps at least so much time from now as any step has.
+    pub(crate) fn grant_steps(&mut self, now: Time) {
+        for step in self.in_flight.values_mut() {
+            step.deadline = step.deadline.max(now.plus(STEP_TIMEOUT_MIN));
+        }
     }
 
     /// Whether it has become much slower than it usually is.

@@ -18,18 +18,22 @@ use crate::assign::unique_bytes;
 use crate::event::{Action, DivisionSpec, ModelSpec, Note};
 use crate::fleet::{Held, PAGE_POSITIONS, Worker, describe, has_layers, layer_count, pages_for};
 
-/// How long members of a group that failed, or was given up, are in no group again.
-const REGROUP_AFTER: Duration = Duration::from_secs(60);
 /// Of the memory left beside the weights, the share that KV caches may take.
 const KV_SHARE: f64 = 0.75;
+
+/// Bytes of rows in f32 that a leader passes on to its followers for one step: they wait for
+/// all of them, and every exchange of the step has about as many.
+const ORDER_BYTES_MAX: usize = 512 << 10;
+/// How soon groups are tried again that nobody could form because sessions were in flight.
+pub(crate) const REGROUP_RETRY: Duration = Duration::from_secs(5);
 
 /// When groups are formed.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub enum Tensor {
     /// Never.
+    #[default]
     Off,
     /// Where the planner finds that it pays, or that the layers cannot be held otherwise.
-    #[default]
     Auto,
     /// Groups of so many, among all workers that can take part.
     Groups(u32),
@@ -172,7 +176,9 @@ impl Scheduler {
             && w.spec.holds == crate::event::Holds::Anything
             && !w.draining
             && holds_none
-            && w.no_group_until <= self.now
+            // Hops that are only assumed would decide whether a group pays.
+            && (w.hop_known || self.config.tensor != Tensor::Auto)
+            && !self.pauses.has(&w.spec.key, self.now, self.urgent)
     }
 
     /// Memory of whole layers that a group has room for, scratch of one shard included: the
@@ -201,6 +207,19 @@ impl Scheduler {
         ranks
             .map(|r| (weights * r.weights + kv * r.kv) as u64 + self.config.scratch_bytes)
             .collect()
+    }
+
+    /// What a group that is takes for a weight byte of its layers at one row, seconds, exchanges
+    /// included, if these workers are one: as it was predicted, and measured since.
+    pub(crate) fn gang_measured(&self, model: usize, gang: &Gang) -> Option<f64> {
+        let leader = self.workers.get(&gang.members[0])?;
+        let weights = &self.models[model].spec.divisions[gang.division].weights;
+        let mut groups = self.groups.iter();
+        let (id, _) = groups.find(|(_, group)| {
+            group.model == model && group.members.iter().map(|m| &m.0).eq(&gang.members)
+        })?;
+        let rank = leader.held.get(id)?.rank.as_ref()?;
+        leader.group_s_per_byte.filter(|_| rank.weights == *weights).map(|s| s[0])
     }
 
     /// Whether a group holds this already.
@@ -336,6 +355,7 @@ impl Scheduler {
             let Some(worker) = self.workers.get_mut(&id) else { continue };
             worker.held.remove(&assignment);
             worker.group_s_per_byte = None;
+            worker.grant_steps(self.now);
             let message = ToWorker::Unassign { assignment };
             self.actions.push_back(Action::Control { worker: id, message });
         }
@@ -345,10 +365,16 @@ impl Scheduler {
         sessions
     }
 
-    /// A group's shard broke, for whatever reason: its members serve by themselves for a while.
+    /// A group's shard broke: its members serve by themselves for a while, for it may be the
+    /// fault of any; or only the one that could not load its share.
     pub(crate) fn group_failed(&mut self, id: WorkerId, group: AssignmentId, why: &str) {
         let Some(members) = self.groups.get(&group).map(|g| g.members.clone()) else { return };
-        self.pause_groups(&members);
+        let loaded = |(worker, assignment): &(WorkerId, AssignmentId)| {
+            let rank = self.workers[worker].held[assignment].rank.as_ref();
+            rank.is_some_and(|rank| rank.loaded)
+        };
+        let unable = members.iter().find(|m| m.0 == id && !loaded(m)).copied();
+        self.pause_groups(unable.as_ref().map_or(&members[..], std::slice::from_ref));
         let what = self.span_in_words(self.groups[&group].model, self.groups[&group].span);
         self.note(Note::GroupFailed { worker: id, what, reason: why.to_owned() });
         self.dissolve(group);
@@ -356,12 +382,53 @@ impl Scheduler {
 
     /// Keeps workers out of groups for a while.
     pub(crate) fn pause_groups(&mut self, members: &[(WorkerId, AssignmentId)]) {
-        let until = self.now.plus(REGROUP_AFTER);
         for (id, _) in members {
-            if let Some(worker) = self.workers.get_mut(id) {
-                worker.no_group_until = until;
+            if let Some(worker) = self.workers.get(id) {
+                self.pauses.begin(&worker.spec.key, self.now);
             }
         }
+        self.group_at = self.pauses.next(self.now);
+    }
+
+    /// A worker's step is late, and it may be blocked in a group: whoever of that made it wait
+    /// is not known, so the group ends, and its steps have their time again. Tells whether so.
+    pub(crate) fn step_late_in_group(&mut self, id: WorkerId) -> bool {
+        let Some(worker) = self.workers.get(&id) else { return false };
+        let ranks = worker.held.values().filter_map(|h| h.rank.as_ref());
+        let mut groups = ranks.map(|rank| rank.group);
+        let is_ready = |group: &AssignmentId| {
+            let leader = self.workers.get(&self.groups[group].members[0].0);
+            leader.is_some_and(|leader| leader.held[group].ready)
+        };
+        let Some(group) = groups.find(is_ready) else { return false };
+        self.group_failed(id, group, "a step was not answered in time");
+        true
+    }
+
+    /// Lets workers go from the groups of other models, for one that lacks them: if it could be
+    /// held by them, and those models without groups. Tells whether there were any.
+    pub(crate) fn take_from_groups(&mut self, model: usize) -> bool {
+        let of_others = self.groups.iter().filter(|(_, group)| group.model != model);
+        let of_others: Vec<(AssignmentId, usize)> =
+            of_others.map(|(id, group)| (*id, group.model)).collect();
+        let over: Vec<AssignmentId> = of_others
+            .into_iter()
+            .filter(|(_, other)| self.fits_alone(*other, |h| h.model == *other))
+            .map(|(group, _)| group)
+            .collect();
+        let is_freed = |h: &Held| {
+            let rank = h.rank.as_ref();
+            h.model == model || rank.is_some_and(|rank| over.contains(&rank.group))
+        };
+        if over.is_empty() || !self.fits_alone(model, is_freed) {
+            return false;
+        }
+        for group in over {
+            let members = self.groups[&group].members.clone();
+            self.pause_groups(&members);
+            self.dissolve(group);
+        }
+        true
     }
 
     /// What must hold of the groups after every event.
@@ -394,6 +461,11 @@ impl Scheduler {
             }
         }
     }
+}
+
+/// Rows of D values that a step may have on its way to a group.
+pub(crate) fn order_rows_max(width: usize) -> u32 {
+    ((ORDER_BYTES_MAX / (4 * width.max(1))) as u32).max(1)
 }
 
 /// Whether a model can be divided at all.

@@ -12,6 +12,7 @@
 //! | `placement` | who should hold what, as a pure function |
 //! | `cover` | when to place, and in a small fleet what to assign and drop |
 //! | `groups` | tensor groups: whose layers are divided among several workers |
+//! | `pauses` | who is in none for a while |
 //! | `windows` | which layers a worker is of most use for |
 //! | `replicas` | what whoever is left over holds, or why it holds nothing |
 //! | `routing` | a session's way through the shards that are ready, as a pure function |
@@ -49,6 +50,7 @@ mod index;
 mod known;
 mod links;
 mod pace;
+mod pauses;
 mod recovery;
 mod replicas;
 mod requests;
@@ -202,6 +204,12 @@ pub struct Scheduler {
     tokens_embedded: u64,
     /// Tensor groups, by name.
     groups: BTreeMap<AssignmentId, groups::Group>,
+    /// Who is in no group for a while.
+    pauses: pauses::Pauses,
+    /// When groups may be possible that were not, if nothing happens before.
+    group_at: Option<Time>,
+    /// While a model is placed that cannot be held otherwise: pauses are shorter.
+    urgent: bool,
     /// The idle worker whose turn it is to be looked at again.
     idle_turn: WorkerId,
 }
@@ -267,6 +275,9 @@ impl Scheduler {
             traffic: Traffic::default(),
             tokens_embedded: 0,
             groups: BTreeMap::new(),
+            pauses: pauses::Pauses::default(),
+            group_at: None,
+            urgent: false,
             idle_turn: WorkerId(0),
         }
     }
@@ -296,6 +307,11 @@ impl Scheduler {
                     // Until steps tell more, the ping is what is known of the hop.
                     if !w.measured && w.spec.kind != protocol::WorkerKind::Embedded {
                         w.hop_s = rtt.as_secs_f64();
+                    }
+                    let first = !std::mem::replace(&mut w.hop_known, true);
+                    if first && w.spec.trusted && self.config.tensor == Tensor::Auto {
+                        // It may be in a group from now on.
+                        self.place_soon();
                     }
                 }
             }
@@ -332,6 +348,7 @@ impl Scheduler {
     /// When to send [`Event::Tick`] if nothing happens before, and why.
     pub fn next_deadline(&self) -> Option<(Time, &'static str)> {
         let place = self.place_at.map(|t| (t, "place shards"));
+        let group = self.group_at.map(|t| (t, "workers may be in a tensor group again"));
         let worker = self.index.deadlines.first().map(|(t, _, late)| match late {
             Late::Step => (*t, "a step is overdue"),
             Late::Load => (*t, "a shard makes no progress"),
@@ -340,7 +357,7 @@ impl Scheduler {
         let audits =
             self.audits.next_try().map(|t| (t, "an audit waits for somebody to replay it"));
         let pace = self.pace.next().map(|t| (t, "rows have waited for others"));
-        place.into_iter().chain(audits).chain(pace).chain(worker).chain(request).min()
+        place.into_iter().chain(group).chain(audits).chain(pace).chain(worker).chain(request).min()
     }
 
     fn note(&mut self, note: Note) {
@@ -354,6 +371,10 @@ impl Scheduler {
             if at > self.now {
                 break;
             }
+            if late == Late::Step && self.step_late_in_group(worker) {
+                self.settle();
+                continue;
+            }
             let reason = match late {
                 Late::Step => "a step was not answered in time",
                 Late::Load => "a shard made no progress",
@@ -363,8 +384,10 @@ impl Scheduler {
         }
         self.pass_request_deadlines();
         self.pass_pace();
-        if self.place_at.is_some_and(|t| t <= self.now) {
+        let is_due = |at: Option<Time>| at.is_some_and(|t| t <= self.now);
+        if is_due(self.place_at) || is_due(self.group_at) {
             self.place_at = None;
+            self.group_at = self.pauses.next(self.now);
             self.place();
         }
     }

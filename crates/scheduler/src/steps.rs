@@ -13,8 +13,8 @@ use crate::Scheduler;
 use crate::audit::lag;
 use crate::event::{Action, Note, RequestError};
 use crate::fleet::StepInFlight;
-use crate::links;
 use crate::session::{Overflow, Phase, Session};
+use crate::{groups, links};
 
 /// A prefill chunk is not made smaller than this to keep a step short.
 const CHUNK_ROWS_MIN: u32 = 16;
@@ -119,6 +119,9 @@ impl Scheduler {
         let input_bytes = if span.first == 0 { 4 } else { wire[0].row_bytes(width) };
         let output_bytes = if span.end == parts { 0 } else { wire[1].row_bytes(width) };
         let mut rows_left = self.rows_max(worker, model, span, input_bytes + output_bytes);
+        if self.workers[&worker].held[&assignment].rank.is_some() {
+            rows_left = rows_left.min(groups::order_rows_max(width));
+        }
         let step = self.next_step;
         // However many decode, a prompt or a replay that waits gets on.
         let long = waiting.iter().any(|w| w.to - w.from > 1);

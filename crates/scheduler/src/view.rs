@@ -7,7 +7,7 @@ use protocol::{AssignmentId, Span, WorkerId};
 use crate::Scheduler;
 use crate::assign::unique_bytes;
 use crate::event::{FleetView, ModelView, RankView, SessionView, ShardView, WorkerView};
-use crate::fleet::{Worker, layer_count};
+use crate::fleet::{Held, Worker, layer_count};
 use crate::session::{Phase, Session};
 
 impl Scheduler {
@@ -129,6 +129,13 @@ impl Scheduler {
             () if worker.held.values().all(|h| h.ready) => "ready",
             () => "loading",
         };
+        // The sessions of a tensor group are with its leader, their KV with all ranks.
+        let pages_of = |assignment: AssignmentId, held: &Held| {
+            let group = held.rank.as_ref().map_or(assignment, |rank| rank.group);
+            let leader = self.groups.get(&group).map(|group| group.members[0].0);
+            let leader = leader.and_then(|leader| self.workers.get(&leader)?.held.get(&group));
+            leader.unwrap_or(held).pages.values().sum()
+        };
         let shards = worker.held.iter().map(|(assignment, held)| {
             let model = &self.models[held.model].spec;
             let last = model.parts.len() as u32 - 1;
@@ -143,7 +150,7 @@ impl Scheduler {
                 head: held.span.end == last + 1,
                 ready: held.ready,
                 weight_bytes: held.weight_bytes,
-                kv_pages: (held.pages.values().sum(), held.kv_pages),
+                kv_pages: (pages_of(*assignment, held), held.kv_pages),
                 rank: held.rank.as_ref().map(|rank| RankView {
                     leader: self.groups[&rank.group].members[0].0,
                     rank: rank.rank,

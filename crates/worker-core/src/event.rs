@@ -194,7 +194,13 @@ pub enum Action {
     SendFrame(Frame),
     /// Have a blob here, from the cache or the coordinator, and hold on to it; answer with
     /// [`Event::BlobReady`] or [`Event::BlobFailed`].
-    Fetch(BlobRef),
+    Fetch {
+        /// What.
+        blob: BlobRef,
+        /// Whether it is for a rank of a tensor group, which copies its share out of it: the
+        /// whole need not stay in memory.
+        shared_out: bool,
+    },
     /// No assignment needs this blob any more: stop fetching it, do not hold on to it.
     Forget(BlobHash),
     /// Load a shard, its manifest and blobs being here; answer with [`Event::Loaded`] or

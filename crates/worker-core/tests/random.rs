@@ -135,7 +135,7 @@ impl World {
                 let (public_key, signature) = (String::new(), String::new());
                 self.event(Event::Signed { public_key, signature, cached: vec![] });
             }
-            Action::Fetch(blob) => self.event(Event::BlobReady { hash: blob.hash }),
+            Action::Fetch { blob, .. } => self.event(Event::BlobReady { hash: blob.hash }),
             Action::Load { shard, .. } => {
                 self.engine.insert(shard, BTreeMap::new());
                 self.event(Event::Loaded {

@@ -260,7 +260,8 @@ fn show(action: &Action) -> String {
             write!(text, " {}B", frame.payload.len()).unwrap();
             text
         }
-        Action::Fetch(blob) => format!("fetch {}", short(&blob.hash)),
+        Action::Fetch { blob, shared_out: false } => format!("fetch {}", short(&blob.hash)),
+        Action::Fetch { blob, .. } => format!("fetch {} to share", short(&blob.hash)),
         Action::Forget(hash) => format!("forget {}", short(hash)),
         Action::Load { .. } => "load".into(),
         Action::Run(run) => {
@@ -418,7 +419,9 @@ fn a_shard_on_its_way_out_makes_room() {
     let mut second = Assignment { id: AssignmentId(2), ..worker.assignment() };
     second.blobs = vec![BlobRef { hash: hash('c'), bytes: 1000 }];
     assert_eq!(worker.send(Event::Control(ToWorker::Assign(second))), "fetch c");
-    assert_eq!(worker.line("done"), "answer 1 Ok 8B; unload; forget b");
+    assert_eq!(worker.line("blob c"), "progress 1010/1010", "both together may be too much");
+    assert_eq!(worker.line("done"), "answer 1 Ok 8B; unload; forget b; load");
+    assert_eq!(worker.line("loaded"), "ready 2");
 }
 
 #[test]

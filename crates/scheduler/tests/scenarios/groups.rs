@@ -8,7 +8,7 @@ use scheduler::{
     Wish, WorkerSpec,
 };
 
-use crate::bench::{Bench, MIB, model, worker};
+use crate::bench::{Bench, LAYERS, MIB, model, worker};
 
 /// The model, whose layers can be divided: equally among 2 and 4, and as 3 : 1.
 fn divided() -> ModelSpec {
@@ -166,6 +166,159 @@ fn members_of_a_group_that_broke_serve_by_themselves_for_a_while() {
     bench.scheduler.check_invariants();
     assert!(bench.groups.is_empty());
     assert!(bench.scheduler.view().models[0].covered, "alone each has room for all");
+    // Nothing happens, and then there is a group again; the next pause is twice as long.
+    for (pause_s, rest_s) in [(60, 30), (120, 0)] {
+        bench.pass(Duration::from_secs(pause_s - 10 - rest_s / 30));
+        assert!(bench.groups.is_empty(), "a pause of {pause_s} s is not over");
+        bench.pass(Duration::from_secs(20));
+        bench.scheduler.check_invariants();
+        assert_eq!(members(&bench), [[1, 2]], "a pause of {pause_s} s is over");
+        let (worker, assignment, _) = ranks(&bench).last().unwrap().clone();
+        let reason = "rank 0 sent nothing".to_owned();
+        bench.tell(Event::Failed { worker: WorkerId(worker), assignment: assignment.id, reason });
+    }
+}
+
+#[test]
+fn a_model_that_fits_divided_only_is_soon_held_by_a_group_again() {
+    // Of three layers two workers have room for one and a half each.
+    let mut spec = divided();
+    spec.parts.remove(1);
+    let config = Config { tensor: Tensor::Groups(2), ..Config::default() };
+    let mut bench = Bench::serving(config, spec);
+    bench.tell(Event::Join(worker(9, 100 * MIB, true, Holds::Ends)));
+    for id in [1, 2] {
+        bench.tell(Event::Join(worker(id, MIB * 7 / 4, true, Holds::Anything)));
+    }
+    bench.pass(Duration::from_secs(1));
+    assert_eq!(members(&bench), [[1, 2]]);
+    let (worker, assignment, _) = ranks(&bench)[1].clone();
+    let reason = "rank 0 sent nothing".to_owned();
+    bench.tell(Event::Failed { worker: WorkerId(worker), assignment: assignment.id, reason });
+    bench.pass(Duration::from_secs(4));
+    assert!(bench.groups.is_empty() && !bench.scheduler.view().models[0].covered);
+    bench.pass(Duration::from_secs(2));
+    bench.scheduler.check_invariants();
+    assert_eq!(members(&bench), [[1, 2]]);
+    assert!(bench.scheduler.view().models[0].covered);
+}
+
+#[test]
+fn who_cannot_load_its_share_is_left_out_and_nobody_else() {
+    let mut bench = bench(Tensor::Groups(2));
+    bench.loads = false;
+    join(&mut bench, &[(1, 100), (2, 100), (3, 100)]);
+    assert_eq!(members(&bench), [[1, 2]]);
+    let (unable, assignment, _) = ranks(&bench)[1].clone();
+    let reason = "no room".to_owned();
+    bench.tell(Event::Failed { worker: WorkerId(unable), assignment: assignment.id, reason });
+    bench.loads = true;
+    bench.pass(Duration::from_secs(1));
+    bench.scheduler.check_invariants();
+    assert_eq!(members(&bench), [[1, 3]], "the others are a group at once");
+    assert!(bench.dismissed.is_empty());
+    // To come again ends no pause.
+    let reason = "a test".to_owned();
+    bench.tell(Event::Leave { worker: WorkerId(2), reason: reason.clone() });
+    bench.tell(Event::Leave { worker: WorkerId(3), reason });
+    let back = WorkerSpec { id: WorkerId(4), ..worker(2, 100 * MIB, true, Holds::Anything) };
+    bench.join_spec(back);
+    assert!(bench.groups.is_empty(), "worker 4 has the key of worker 2");
+}
+
+#[test]
+fn a_slow_rank_never_costs_the_leader_its_place() {
+    let mut bench = bench(Tensor::Groups(2));
+    join(&mut bench, &[(1, 100), (2, 100)]);
+    begin(&mut bench);
+    // One holds the ends beside its share: its other steps wait behind the group's as well.
+    let leader = WorkerId(members(&bench)[0][0]);
+    while bench.steps.iter().all(|(_, step)| !bench.groups.contains_key(&step.assignment)) {
+        bench.answer();
+    }
+    let (worker, late) = bench.steps.remove(0);
+    assert_eq!(worker, leader);
+    bench.pass(Duration::from_secs(9));
+    bench.scheduler.check_invariants();
+    assert!(bench.groups.is_empty(), "it is not waited for any longer");
+    assert!(bench.dismissed.is_empty(), "whose fault it was is not known");
+    // The end of the group ends the step.
+    bench.answer_step(worker, &late, |_| {});
+    bench.answer_all();
+    bench.pass(Duration::from_secs(9));
+    bench.answer_all();
+    bench.scheduler.check_invariants();
+    assert_eq!(bench.samples.len(), 1, "somebody goes on with it");
+    assert!(bench.dismissed.is_empty());
+}
+
+#[test]
+fn who_answers_nothing_at_all_is_sent_away_though_it_leads() {
+    let mut bench = bench(Tensor::Groups(2));
+    join(&mut bench, &[(1, 100), (2, 100)]);
+    begin(&mut bench);
+    let leader = WorkerId(members(&bench)[0][0]);
+    while bench.steps.iter().all(|(_, step)| !bench.groups.contains_key(&step.assignment)) {
+        bench.answer();
+    }
+    for _ in 0..30 {
+        loop {
+            bench.steps.retain(|(worker, _)| *worker != leader);
+            if bench.steps.is_empty() {
+                break;
+            }
+            bench.answer();
+        }
+        bench.pass(Duration::from_secs(1));
+    }
+    bench.scheduler.check_invariants();
+    assert_eq!(bench.dismissed.iter().map(|d| d.0).collect::<Vec<_>>(), [leader]);
+}
+
+#[test]
+fn a_model_that_lacks_workers_gets_those_of_other_models_groups() {
+    let mut bench = bench(Tensor::Groups(2));
+    join(&mut bench, &[(1, 100), (2, 100)]);
+    assert_eq!(members(&bench), [[1, 2]]);
+    let mut other = ModelSpec { name: "n".into(), divisions: Vec::new(), ..model() };
+    let blobs = other.parts.iter_mut().flat_map(|part| &mut part.blobs);
+    blobs.for_each(|blob| blob.hash.replace_range(..1, "f"));
+    bench.tell(Event::AddModel(other));
+    bench.pass(Duration::from_secs(2));
+    bench.scheduler.check_invariants();
+    let covered = |bench: &Bench| bench.scheduler.view().models.iter().all(|m| m.covered);
+    assert!(covered(&bench) && bench.groups.is_empty());
+    // And it stays so.
+    bench.controls.clear();
+    bench.pass(Duration::from_secs(3600));
+    bench.scheduler.check_invariants();
+    assert!(covered(&bench));
+    let moves = bench.controls.iter().filter(|(_, m)| matches!(m, ToWorker::Assign(_))).count();
+    assert!(moves <= 4, "{moves} assignments in an hour");
+}
+
+#[test]
+fn a_step_to_a_group_has_as_many_rows_as_may_wait_in_an_order() {
+    let check = |tensor, expected: u32| {
+        // 16 KiB a row.
+        let spec = ModelSpec { d_model: 4096, ..divided() };
+        let mut bench = Bench::serving(Config { tensor, ..Config::default() }, spec);
+        join(&mut bench, &[(1, 100), (2, 100)]);
+        bench.submit(1, vec![1; 200], 1);
+        let mut rows = 0;
+        while let Some((_, step)) = bench.steps.first() {
+            if step.span.first < LAYERS + 1 && step.span.end > 1 {
+                rows = rows.max(step.segments.iter().map(|s| s.rows).sum());
+            }
+            bench.answer();
+            if !bench.samples.is_empty() {
+                break;
+            }
+        }
+        assert_eq!(rows, expected, "{tensor:?}");
+    };
+    check(Tensor::Groups(2), 32);
+    check(Tensor::Off, 200);
 }
 
 #[test]
@@ -256,6 +409,8 @@ fn the_planner_forms_no_group_on_one_machine() {
         let spec = worker(id, 100 * MIB, true, Holds::Anything);
         let (machine, bytes_per_s) = ("192.0.2.1".to_owned(), [1e7, 2e6]);
         bench.tell(Event::Join(WorkerSpec { machine, bytes_per_s, ..spec }));
+        let rtt = Duration::from_millis(1);
+        bench.tell(Event::RoundTrip { worker: WorkerId(id), rtt });
     }
     bench.pass(Duration::from_secs(1));
     assert!(bench.groups.is_empty());
