@@ -127,7 +127,7 @@ impl Machine {
                 Action::Idle { .. } => wishes.push(Wish::Idle),
                 Action::Send(message) => wishes.push(Wish::Send(message)),
                 Action::SendFrame(frame) => wishes.push(Wish::SendFrame(frame)),
-                Action::Fetch(blob) => {
+                Action::Fetch { blob, .. } => {
                     wishes.push(Wish::Later(2_000, Event::BlobReady { hash: blob.hash }));
                 }
                 Action::Load { shard, .. } if std::mem::take(&mut self.load_fails) => {

@@ -14,15 +14,14 @@ use shards::{Blobs, Computer, Shards};
 use worker_core::{Event, Run, RunFault, ShardKey};
 
 use crate::blobs::Kept;
-use crate::exchange::{Ranks, Seat};
+use crate::exchange::{Ranks, Seat, Waited};
 use crate::shell::Shared;
 
 /// Longest rest after a step.
 const REST_MAX: Duration = Duration::from_secs(20);
-/// After an order no longer than this counts for the rest, and of the time no less than this
-/// percentage is used: the other ranks wait for the next one.
-const FOLLOWED_MAX: Duration = Duration::from_secs(1);
-const FOLLOWING_PERCENT_MIN: u8 = 25;
+/// Longest rest after an order: the other ranks may wait for the next one already, and
+/// [`crate::exchange`] does not wait for ever.
+const FOLLOWING_REST_MAX: Duration = Duration::from_secs(3);
 /// A rest ends so soon after the worker is told to leave.
 const REST_SLICE: Duration = Duration::from_millis(20);
 
@@ -82,8 +81,13 @@ impl Compute {
         shared: &Weak<Shared>,
     ) -> Result<(), String> {
         let mut shards = Shards::new(self.computer, self.memory_bytes);
+        // Time in exchanges, waiting for other ranks: none of it was spent computing.
+        let waited = Waited::default();
+        let percent = self.intensity_percent;
+        let rest_of = |computed| rest_time(computed, percent);
         while let Ok(command) = commands.recv() {
             let began = Instant::now();
+            let mut rests = Duration::ZERO;
             let event = match command {
                 Command::Load { shard, assignment, blobs, seat } => {
                     let mut blobs: Blobs =
@@ -91,7 +95,7 @@ impl Compute {
                     let loaded = catch(|| match seat {
                         None => block_on(shards.load(shard, &assignment, &mut blobs)),
                         Some(seat) => {
-                            let ranks = Box::new(Ranks::new(seat, shared.clone()));
+                            let ranks = Box::new(Ranks::new(seat, shared.clone(), waited.clone()));
                             block_on(shards.load_rank(shard, &assignment, &mut blobs, ranks))
                         }
                     });
@@ -107,19 +111,22 @@ impl Compute {
                     if let Err(RunFault::BadStep(reason)) = &result {
                         tracing::error!("the engine refused a step that was checked: {reason}");
                     }
-                    // Before the answer: whoever waits for it sees how fast this worker is.
-                    rest(began.elapsed(), self.intensity_percent, || is_leaving(shared));
+                    let due = rest_of(began.elapsed().saturating_sub(waited.take()));
+                    match &result {
+                        // Others wait for it, and nothing is learned from how long it took.
+                        Err(RunFault::Broken(_)) => rests = due,
+                        // Before the answer: whoever waits for it sees how fast this worker is.
+                        _ => rest(due, || is_leaving(shared)),
+                    }
                     let compute_us = u32::try_from(began.elapsed().as_micros());
                     let compute_us = compute_us.unwrap_or(u32::MAX);
                     Some(Event::RunDone { run: run.id, compute_us, result })
                 }
                 Command::Follow { shard, seat, order } => {
                     let followed = guarded(&mut shards, shard, |s| s.follow(shard, &order));
-                    seat.obeyed();
-                    let rested = began.elapsed().min(FOLLOWED_MAX);
-                    rest(rested, self.intensity_percent.max(FOLLOWING_PERCENT_MIN), || {
-                        is_leaving(shared)
-                    });
+                    seat.obeyed(order.len());
+                    let computed = began.elapsed().saturating_sub(waited.take());
+                    rests = rest_of(computed).min(FOLLOWING_REST_MAX);
                     let broke = followed.unwrap_or_else(Err);
                     broke.err().map(|reason| Event::Broke { shard, reason })
                 }
@@ -147,6 +154,7 @@ impl Compute {
             if let Some(reason) = lost(shards.computer()) {
                 return Err(reason);
             }
+            rest(rests, || shared.is_leaving());
         }
         Ok(())
     }
@@ -199,9 +207,9 @@ fn rest_time(computed: Duration, intensity_percent: u8) -> Duration {
     (computed * (100 - percent) / percent).min(REST_MAX)
 }
 
-/// Rests after computing for that long; `is_leaving` ends it within [`REST_SLICE`].
-fn rest(computed: Duration, intensity_percent: u8, is_leaving: impl Fn() -> bool) {
-    let (began, due) = (Instant::now(), rest_time(computed, intensity_percent));
+/// Rests for so long; `is_leaving` ends it within [`REST_SLICE`].
+fn rest(due: Duration, is_leaving: impl Fn() -> bool) {
+    let began = Instant::now();
     loop {
         let left = due.saturating_sub(began.elapsed());
         if left.is_zero() || is_leaving() {
@@ -244,10 +252,10 @@ mod tests {
     #[test]
     fn a_rest_takes_its_time_and_ends_when_the_worker_leaves() {
         let began = Instant::now();
-        rest(Duration::from_millis(10), 50, || false);
+        rest(Duration::from_millis(10), || false);
         assert!(began.elapsed() >= Duration::from_millis(10));
         let looks = std::cell::Cell::new(0);
-        rest(Duration::from_secs(100), 1, || looks.replace(looks.get() + 1) == 2);
+        rest(Duration::from_secs(100), || looks.replace(looks.get() + 1) == 2);
         assert_eq!(looks.get(), 3, "it looks between slices");
     }
 }

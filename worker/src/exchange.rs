@@ -6,6 +6,7 @@
 //! message that was lost, or when it has taken too long.
 
 use std::collections::VecDeque;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Arc, Condvar, Mutex, MutexGuard, PoisonError, Weak};
 use std::time::{Duration, Instant};
 
@@ -18,12 +19,15 @@ use protocol::{
 use crate::shell::Shared;
 
 /// Longest wait for the other ranks in one exchange: what a rank computes between two is a
-/// part of a layer. No step is given less than 8 s by its coordinator.
+/// part of a layer, and the coordinator bounds what an order and the shares of it weigh. No step
+/// is given less than 8 s by its coordinator.
 const EXCHANGE_WAIT_MAX: Duration = Duration::from_secs(6);
 /// Shares of one rank that may wait: it can be one exchange ahead, and no more.
 const SHARES_WAITING_MAX: usize = 2;
 /// Orders that may wait to be carried out: those that ask for no exchange come without one.
 const ORDERS_WAITING_MAX: usize = 1 << 14;
+/// Bytes of them: a step waits for its ranks, so that one with rows is followed by small ones.
+const ORDER_BYTES_WAITING_MAX: usize = 2 * RELAY_BYTES_MAX;
 
 /// One rank's place.
 #[derive(Debug)]
@@ -44,6 +48,23 @@ struct Inbox {
     /// By rank.
     peers: Vec<Peer>,
     orders_waiting: usize,
+    order_bytes_waiting: usize,
+}
+
+/// How long one compute thread waited for other ranks since that was last taken.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Waited(Arc<AtomicU64>);
+
+impl Waited {
+    fn add(&self, time: Duration) {
+        let us = u64::try_from(time.as_micros()).unwrap_or(u64::MAX);
+        self.0.fetch_add(us, Ordering::Relaxed);
+    }
+
+    /// Takes it, and begins at zero.
+    pub(crate) fn take(&self) -> Duration {
+        Duration::from_micros(self.0.swap(0, Ordering::Relaxed))
+    }
 }
 
 #[derive(Debug, Default)]
@@ -59,7 +80,12 @@ impl Seat {
             group: tensor.group,
             assignment,
             rank: u8::try_from(tensor.rank).expect("ranks are few, and checked"),
-            inbox: Mutex::new(Inbox { ended: None, peers, orders_waiting: 0 }),
+            inbox: Mutex::new(Inbox {
+                ended: None,
+                peers,
+                orders_waiting: 0,
+                order_bytes_waiting: 0,
+            }),
             changed: Condvar::new(),
         }
     }
@@ -96,10 +122,11 @@ impl Seat {
         }
     }
 
-    /// An order that [`Seat::push`] gave was carried out.
-    pub(crate) fn obeyed(&self) {
+    /// An order of so many bytes that [`Seat::push`] gave was carried out.
+    pub(crate) fn obeyed(&self, bytes: usize) {
         let mut inbox = self.inbox();
         inbox.orders_waiting = inbox.orders_waiting.saturating_sub(1);
+        inbox.order_bytes_waiting = inbox.order_bytes_waiting.saturating_sub(bytes);
     }
 
     /// The next share of every other rank, with that rank, in order.
@@ -145,7 +172,15 @@ impl Inbox {
             RelayKind::Order if self.orders_waiting == ORDERS_WAITING_MAX => {
                 return Err(format!("{ORDERS_WAITING_MAX} orders wait already"));
             }
-            RelayKind::Order => self.orders_waiting += 1,
+            RelayKind::Order
+                if self.order_bytes_waiting + message.len() > ORDER_BYTES_WAITING_MAX =>
+            {
+                return Err(format!("orders of {} bytes wait already", self.order_bytes_waiting));
+            }
+            RelayKind::Order => {
+                self.orders_waiting += 1;
+                self.order_bytes_waiting += message.len();
+            }
             RelayKind::Share if peer.shares.len() == SHARES_WAITING_MAX => {
                 return Err("it is too far ahead".into());
             }
@@ -170,13 +205,14 @@ impl Inbox {
 pub(crate) struct Ranks {
     pub(crate) seat: Arc<Seat>,
     pub(crate) shared: Weak<Shared>,
+    waited: Waited,
     /// Messages sent so far.
     sent: u32,
 }
 
 impl Ranks {
-    pub(crate) fn new(seat: Arc<Seat>, shared: Weak<Shared>) -> Ranks {
-        Ranks { seat, shared, sent: 0 }
+    pub(crate) fn new(seat: Arc<Seat>, shared: Weak<Shared>, waited: Waited) -> Ranks {
+        Ranks { seat, shared, waited, sent: 0 }
     }
 
     fn give(&mut self, kind: RelayKind, message: &[u8]) -> Result<(), String> {
@@ -207,7 +243,9 @@ impl Exchange for Ranks {
     }
 
     fn receive(&mut self, take: &mut Take<'_>) -> Result<(), ExchangeError> {
+        let began = Instant::now();
         let shares = self.seat.wait(EXCHANGE_WAIT_MAX);
+        self.waited.add(began.elapsed());
         let shares = shares.map_err(|(rank, reason)| ExchangeError::Lost { rank, reason })?;
         shares.iter().try_for_each(|(rank, share)| take(*rank, share))
     }
@@ -271,6 +309,32 @@ mod tests {
         let (rank, reason) = seat.wait(Duration::from_millis(1)).unwrap_err();
         assert_eq!((rank, reason.as_str()), (2, "it sent nothing for 0 s"));
         assert!(seat.ended().unwrap().starts_with("rank 2"), "it is not waited for again");
+    }
+
+    #[test]
+    fn waiting_orders_are_bounded_in_bytes() {
+        let seat = seat(1);
+        let order = vec![0; RELAY_BYTES_MAX];
+        let give = |number| {
+            let pieces = relay_pieces(AssignmentId(1), 0, RelayKind::Order, number, &order);
+            pieces.filter_map(|piece| seat.push(0, &piece)).next()
+        };
+        assert!(give(0).is_some() && give(1).is_some());
+        seat.obeyed(order.len());
+        assert!(give(2).is_some(), "there is room for another one");
+        assert!(give(3).is_none());
+        assert!(seat.ended().unwrap().contains("wait already"));
+    }
+
+    #[test]
+    fn the_time_in_exchanges_is_known() {
+        let waited = Waited::default();
+        let mut ranks = Ranks::new(seat(0), Weak::new(), waited.clone());
+        ranks.seat.end("a test");
+        assert!(ranks.receive(&mut |_, _| Ok(())).is_err());
+        waited.add(Duration::from_millis(7));
+        assert!(waited.take() >= Duration::from_millis(7));
+        assert_eq!(waited.take(), Duration::ZERO);
     }
 
     #[test]

@@ -253,6 +253,7 @@ impl Shared {
         if let Event::Control(ToWorker::Unassign { assignment }) = &event {
             // A step of its group that is being computed has no peers any more.
             self.end_seats(|_, seat| seat.assignment == *assignment);
+            self.state().loads.remove(assignment);
         }
         let mut state = self.state();
         let now = u64::try_from(self.origin.elapsed().as_micros()).unwrap_or(u64::MAX);
@@ -294,7 +295,7 @@ impl Shared {
                 self.send(state, Up::Control(message));
             }
             Action::SendFrame(frame) => self.send(state, Up::Frame(frame)),
-            Action::Fetch(blob) => self.fetch(state, blob),
+            Action::Fetch { blob, shared_out } => self.fetch(state, blob, shared_out),
             Action::Forget(hash) => {
                 if let Some(wanted) = state.wanted.remove(&hash) {
                     wanted.fetch.abort();
@@ -386,7 +387,7 @@ impl Shared {
     }
 
     /// Has a blob fetched; its outcome comes back as an event, unless it was forgotten.
-    fn fetch(&self, state: &mut State, blob: BlobRef) {
+    fn fetch(&self, state: &mut State, blob: BlobRef, shared_out: bool) {
         let Some(shared) = self.this.upgrade() else { return };
         let (hash, token) = (blob.hash.clone(), state.blob_token.clone());
         let reporter = Reporter { shared: self.this.clone(), hash: hash.clone() };
@@ -399,10 +400,6 @@ impl Shared {
             }
         };
         // A rank copies its share out of the layers, and the rest takes no memory.
-        let shared_out = state
-            .loads
-            .values()
-            .any(|load| load.assignment.tensor.is_some() && load.assignment.blobs.contains(&blob));
         let keep = if shared_out { Keep::Mapped } else { self.keep };
         let task = self.runtime.spawn(async move {
             let fetched = shared.blobs.fetch(&blob, &token, keep, progress).await;

@@ -371,7 +371,7 @@ impl Stay {
                     self.lose(reason);
                 }
             }
-            Action::Fetch(blob) => self.fetches.want(self.connection, blob),
+            Action::Fetch { blob, .. } => self.fetches.want(self.connection, blob),
             Action::Forget(hash) => self.fetches.forget(&hash),
             Action::Load { shard, assignment } => {
                 self.holdings.loading(shard, assignment.id);
