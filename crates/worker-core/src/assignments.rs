@@ -174,17 +174,7 @@ impl WorkerCore {
         }
     }
 
-    /// Loads what waited for an assignment that was leaving.
-    pub(crate) fn load_what_waited(&mut self) {
-        let ids: Vec<AssignmentId> = self.assignments.keys().copied().collect();
-        ids.into_iter().for_each(|id| self.load_if_complete(id));
-    }
-
     fn load_if_complete(&mut self, id: AssignmentId) {
-        // What comes in the place of a shard may find no memory beside it.
-        if self.assignments.values().any(|held| held.leaving) {
-            return;
-        }
         let Some(held) = self.assignments.get_mut(&id) else { return };
         let here = |b: &BlobRef| self.blobs.get(&b.hash).is_some_and(|b| b.bytes_here == b.bytes);
         if matches!(held.phase, Phase::Fetching) && blobs_of(&held.assignment).all(here) {
@@ -227,7 +217,6 @@ impl WorkerCore {
         let reason = clean_text(reason);
         self.act(Action::Send(FromWorker::Failed { assignment: id, reason }));
         self.drop_assignment(id);
-        self.load_what_waited();
     }
 
     /// Ends an assignment, its shard and whatever only it needed.

@@ -125,10 +125,7 @@ impl WorkerCore {
                 Some(Waiting::Truncate { assignment, session, epoch, positions }) => {
                     self.truncate(assignment, session, epoch, positions);
                 }
-                Some(Waiting::Unassign(id)) => {
-                    self.drop_assignment(id);
-                    self.load_what_waited();
-                }
+                Some(Waiting::Unassign(id)) => self.drop_assignment(id),
                 None => return,
             }
         }
