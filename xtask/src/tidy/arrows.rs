@@ -73,8 +73,13 @@ mod tests {
 
     #[test]
     fn an_arrow_too_many_and_one_too_few_are_told() {
-        let metadata =
-            metadata(&[("scheduler", &["model"]), ("model", &[]), ("protocol", &[]), ("new", &[])]);
+        let metadata = metadata(&[
+            ("scheduler", &["model"]),
+            ("model", &[]),
+            ("protocol", &["numerics"]),
+            ("numerics", &[]),
+            ("new", &[]),
+        ]);
         let problems = check(&metadata);
         assert_eq!(problems.len(), 3, "{problems:?}");
         assert!(problems[0].contains("scheduler -> model is no arrow"));
