@@ -29,7 +29,7 @@ pub(crate) struct Group {
     /// Why nothing works any more.
     pub(crate) broken: Option<ExchangeError>,
     pub(super) message: Vec<u8>,
-    /// Where parts are put together: values, or blocks; see [`Scratch::swap`].
+    /// Where parts are put together: values, or blocks; see `Scratch::swap`.
     values: Vec<f32>,
     blocks: Quants,
 }
